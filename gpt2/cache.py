@@ -32,7 +32,9 @@ class KVCache:
     ) -> None:
         capacity = config.n_positions if capacity is None else capacity
         if not 1 <= capacity <= config.n_positions:
-            raise BadOption(f"capacity is {capacity}, but this model has positions for 1 to {config.n_positions} tokens.")
+            raise BadOption(
+                f"capacity is {capacity}, but this model has positions for 1 to {config.n_positions} tokens."
+            )
         shape = (config.n_layer, rows, config.n_head, capacity, config.head_dim)
         # Zeros, not empty memory: attention multiplies unread places by a weight of 0, and 0 times NaN is NaN.
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
@@ -77,7 +79,9 @@ class KVCache:
     def rewind(self, n: int) -> None:
         """Forgets the newest `n` tokens of every row; raises BadOption if a row has fewer."""
         if n < 0 or bool((self.lengths < n).any()):
-            raise BadOption(f"rewind({n}) asks for more than the shortest row's {int(self.lengths.min())} tokens, or less than 0.")
+            raise BadOption(
+                f"rewind({n}) asks for more than the shortest row's {int(self.lengths.min())} tokens, or less than 0."
+            )
         self.lengths -= n
 
     def clear(self) -> None:

@@ -27,17 +27,19 @@ _FIXED_KEYS: tuple[tuple[str, Any, str], ...] = (
 
 # Keys of Hugging Face's that say how a model was used or saved, and change nothing that it computes.
 _HARMLESS_KEYS = frozenset(
-    """architectures n_ctx bos_token_id eos_token_id pad_token_id sep_token_id cls_token_id decoder_start_token_id
+    """
+    architectures n_ctx bos_token_id eos_token_id pad_token_id sep_token_id cls_token_id decoder_start_token_id
     use_cache transformers_version torch_dtype dtype task_specific_params summary_type summary_use_proj
     summary_activation summary_first_dropout summary_proj_to_labels gradient_checkpointing id2label label2id
     num_labels _num_labels _name_or_path name_or_path output_attentions output_hidden_states output_past
     return_dict return_dict_in_generate output_scores torchscript use_bfloat16 chunk_size_feed_forward prefix
     problem_type finetuning_task tokenizer_class is_decoder cross_attention_hidden_size attn_implementation
-    _attn_implementation _attn_implementation_autoset tf_legacy_loss predict_special_tokens bad_words_ids do_sample
-    early_stopping max_length min_length temperature top_k top_p typical_p repetition_penalty length_penalty
-    no_repeat_ngram_size encoder_no_repeat_ngram_size num_beams num_beam_groups diversity_penalty
+    _attn_implementation _attn_implementation_autoset tf_legacy_loss predict_special_tokens bad_words_ids
+    do_sample early_stopping max_length min_length temperature top_k top_p typical_p repetition_penalty
+    length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size num_beams num_beam_groups diversity_penalty
     num_return_sequences remove_invalid_values exponential_decay_length_penalty suppress_tokens
-    begin_suppress_tokens forced_bos_token_id forced_eos_token_id vocab_size_or_config_json_file""".split()
+    begin_suppress_tokens forced_bos_token_id forced_eos_token_id
+    """.split()  # noqa: SIM905
 )
 
 
@@ -137,14 +139,17 @@ class GPT2Config:
             value = data.get(key, honoured)
             if value != honoured and not (not value and not honoured):
                 raise BadCheckpoint(
-                    f"{source} says {key} = {value!r}, which means {meaning}; this package runs {key} = {honoured!r} only."
+                    f"{source} says {key} = {value!r}, which means {meaning}; "
+                    f"this package runs {key} = {honoured!r} only."
                 )
         known = {field.name for field in fields(cls)}
         fixed = {key for key, _, _ in _FIXED_KEYS}
         unknown = sorted(set(data) - known - fixed - _HARMLESS_KEYS)
         if unknown:
             warnings.warn(
-                f"{source} has keys that are not known here and were ignored: {', '.join(unknown)}.", Notice, stacklevel=2
+                f"{source} has keys that are not known here and were ignored: {', '.join(unknown)}.",
+                Notice,
+                stacklevel=2,
             )
         values = {name: data[name] for name in known if name in data}
         # JSON written elsewhere may say 1 for 1.0 or 0 for false; a boolean where a number belongs is a mistake.

@@ -3,8 +3,8 @@
 Plain PyTorch and nothing for speed: faster paths live in `generation/` and are tested equal to this file.
 Weights have the shapes and names of OpenAI's and Hugging Face's files, so a file is loaded as it lies.
 
-Letters in names and comments: B batch, T new tokens, S tokens attended to, C model width (n_embd), H heads, D head width
-(C = H·D), F width of the MLP, V vocabulary.
+Letters in names and comments: B batch, T new tokens, S tokens attended to, C model width (n_embd), H heads,
+D head width (C = H·D), F width of the MLP, V vocabulary.
 """
 
 import math
@@ -124,16 +124,18 @@ class GPT2(nn.Module):
         self.config = config
         # Empty parameters: nn.Embedding would draw random numbers that are thrown away.
         self.wte = nn.Embedding(config.vocab_size, config.n_embd, _weight=torch.empty(config.vocab_size, config.n_embd))
-        self.wpe = nn.Embedding(config.n_positions, config.n_embd, _weight=torch.empty(config.n_positions, config.n_embd))
+        self.wpe = nn.Embedding(
+            config.n_positions, config.n_embd, _weight=torch.empty(config.n_positions, config.n_embd)
+        )
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd, config.layer_norm_epsilon)
 
     def hidden(self, ids_BT: Tensor, cache: KVCache | None = None) -> Tensor:
         """The last norm's output (B, T, C) for token ids (B, T) int64; arguments and errors as `forward`."""
-        B, T = ids_BT.shape
+        T = ids_BT.shape[1]
         if cache is not None:
             cache.check_room(T)
-        elif T > self.config.n_positions:
+        elif self.config.n_positions < T:
             raise ContextOverflow(f"{T} tokens do not fit in this model's window of {self.config.n_positions}.")
         self._check_ids(ids_BT)
         position_BT, mask_BTS = self._place(ids_BT, cache)
@@ -164,14 +166,17 @@ class GPT2(nn.Module):
         logits_BTV = self(ids_BT)
         # A float64 model (gradient tests) keeps its width; narrower ones take their loss in float32.
         wide = torch.promote_types(logits_BTV.dtype, torch.float32)
-        return F.cross_entropy(logits_BTV.flatten(0, 1).to(wide), targets_BT.flatten(), ignore_index=-100, reduction="sum")
+        return F.cross_entropy(
+            logits_BTV.flatten(0, 1).to(wide), targets_BT.flatten(), ignore_index=-100, reduction="sum"
+        )
 
     def initialise(self, seed: int, position_std: float | None = None) -> "GPT2":
         """Fills the parameters at random, in place, and returns the model.
 
         Weights are normal with `initializer_range` (0.02), biases 0, norms 1 and 0. The two projections of each block
-        that write to the residual stream are scaled by 1/√(2·n_layer), as section 2.3 says. Hugging Face draws the
-        positions at 0.02 like everything else, the default here; OpenAI's code draws them at 0.01 (`position_std=0.01`).
+        that write to the residual stream are scaled by 1/√(2·n_layer), as section 2.3 says (OpenAI's published code
+        leaves that out). Hugging Face draws the positions at 0.02 like everything else, the default here; OpenAI's
+        code draws them at 0.01 (`position_std=0.01`).
         The numbers depend on the seed and the shape alone, not on the device.
         """
         random = torch.Generator().manual_seed(seed)
@@ -208,7 +213,7 @@ class GPT2(nn.Module):
     def _check_ids(self, ids_BT: Tensor) -> None:
         # On the CPU the check is nearly free; on a GPU it would wait for the device at every step, and whoever
         # launches work there checks ids on the host.
-        if ids_BT.device.type == "cpu" and ids_BT.numel():
+        if ids_BT.device.type == "cpu" and ids_BT.numel() and not torch.compiler.is_compiling():
             low, high = int(ids_BT.min()), int(ids_BT.max())
             if low < 0 or high >= self.config.vocab_size:
                 bad = low if low < 0 else high

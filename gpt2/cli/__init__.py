@@ -1,1 +1,125 @@
+"""The command `gpt2`: one file per command, none of which imports PyTorch before it runs.
 
+Exit codes: 0; 2 for a mistake the caller can mend, in one line on stderr; 1 for ours; 130 after Ctrl-C.
+"""
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from gpt2.cli import convert, generate, models, next_words, tokenize, tokenizer, train
+from gpt2.errors import Error, Notice
+
+app = typer.Typer(
+    name="gpt2",
+    help="GPT-2, complete: text, tokens, training. `gpt2 COMMAND --help` tells more; `--debug` shows tracebacks.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+app.command("generate")(generate.command)
+app.command("next")(next_words.command)
+app.command("tokenize")(tokenize.command)
+app.add_typer(tokenizer.app, name="tokenizer")
+app.command("models")(models.command)
+app.command("convert")(convert.command)
+app.command("train")(train.command)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from gpt2 import __version__
+
+        print(f"gpt2-complete {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print it.")
+    ] = False,
+) -> None:
+    pass
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command line and exits with its code."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs the command line; returns the exit code."""
+    arguments, debug = _take_debug(arguments)
+    for stream in (sys.stdout, sys.stderr):
+        # Where a terminal's own encoding cannot show what a model writes, a replaced character beats a crash.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    with warnings.catch_warnings():
+        if not debug:
+            warnings.simplefilter("ignore")
+        warnings.simplefilter("always", Notice)
+        warnings.showwarning = lambda message, category, *_: _say(
+            f"note: {message}" if issubclass(category, Notice) else f"{category.__name__}: {message}"
+        )
+        try:
+            code = typer.main.get_command(app).main(list(arguments), prog_name="gpt2", standalone_mode=False)
+            sys.stdout.flush()
+            return code if isinstance(code, int) else 0
+        except KeyboardInterrupt:
+            _say("stopped.")
+            return 130
+        except BrokenPipeError:
+            # Whoever read our output has gone; flushing at exit must not fail once more.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        except Exception as error:
+            return _failed(error, debug)
+
+
+def _failed(error: Exception, debug: bool) -> int:
+    """Says what went wrong; returns the exit code."""
+    if type(error).__name__ == "Abort":
+        # What typer makes of Ctrl-C.
+        _say("stopped.")
+        return 130
+    if debug and not hasattr(error, "format_message"):
+        raise error
+    if isinstance(error, Error):
+        _say(str(error))
+        return 2
+    if hasattr(error, "format_message"):
+        # Usage errors, whichever click typer brings with it.
+        _say(f"{error.format_message()} See `{_command(error)} --help`.")
+        return 2
+    if isinstance(error, OSError) and error.filename is not None:
+        _say(f"{error.filename}: {error.strerror}.")
+        return 2
+    _say(f"{type(error).__name__}: {' '.join(str(error).split()) or 'no message'} (our fault; --debug shows where)")
+    return 1
+
+
+def _command(error: Exception) -> str:
+    context = getattr(error, "ctx", None)
+    return context.command_path if context is not None else "gpt2"
+
+
+def _take_debug(arguments: Sequence[str]) -> tuple[list[str], bool]:
+    """The arguments without `--debug`, wherever it stands before a bare `--`, and whether it was there."""
+    arguments = list(arguments)
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    head = [argument for argument in arguments[:end] if argument != "--debug"]
+    return head + arguments[end:], len(head) < end
+
+
+def _say(text: str) -> None:
+    # On a line of its own, wherever the stream stopped.
+    if sys.stdout.isatty():
+        sys.stdout.flush()
+    print(f"gpt2: {text}", file=sys.stderr, flush=True)

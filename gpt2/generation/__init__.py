@@ -1,1 +1,41 @@
+"""From a prompt to text: options, sampling, stop strings, the loop, and the functions people call.
 
+Options and their defaults are imported at once; the rest needs torch and is imported when it is first asked for.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from gpt2.generation.options import DEFAULTS, GenerationOptions, Overflow, SamplingOptions
+from gpt2.generation.stops import StopMatcher
+
+if TYPE_CHECKING:
+    from gpt2.generation.api import Candidate, Completion, TokenLogprob, generate, next_tokens, stream
+    from gpt2.generation.loop import Event, decode
+
+__all__ = [
+    "DEFAULTS",
+    "Candidate",
+    "Completion",
+    "Event",
+    "GenerationOptions",
+    "Overflow",
+    "SamplingOptions",
+    "StopMatcher",
+    "TokenLogprob",
+    "decode",
+    "generate",
+    "next_tokens",
+    "stream",
+]
+
+_HOMES = {
+    **dict.fromkeys(["Candidate", "Completion", "TokenLogprob", "generate", "next_tokens", "stream"], "api"),
+    **dict.fromkeys(["Event", "decode"], "loop"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,1 +1,31 @@
+"""Training a GPT-2 from text files into a run folder: `train` and `resume`.
 
+Options and recipes are imported at once; the rest needs torch and is imported when it is first asked for.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from gpt2.training.options import TrainingOptions, read_recipe, recipe_names
+
+if TYPE_CHECKING:
+    from gpt2.training.loop import Reporter, Result, accumulate_gradients, resume, train
+
+__all__ = [
+    "Reporter",
+    "Result",
+    "TrainingOptions",
+    "accumulate_gradients",
+    "read_recipe",
+    "recipe_names",
+    "resume",
+    "train",
+]
+
+_LOOP = ("Reporter", "Result", "accumulate_gradients", "resume", "train")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _LOOP:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.loop"), name)

@@ -1,0 +1,45 @@
+"""From any format that is read here to one that is written here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from gpt2.checkpoint.huggingface import CONFIG, write_directory
+from gpt2.checkpoint.language_model import LanguageModel
+from gpt2.errors import BadOption
+
+# Any of these makes a folder a model's, and so one that may be replaced when that is asked for.
+_MARKS = (CONFIG, "hparams.json")
+
+
+def convert(source: LanguageModel, to: Literal["hf", "openai"], out: Path, *, force: bool = False) -> None:
+    """Writes a model as a Hugging Face directory (`hf`, in the network's dtype) or OpenAI's folder (`openai`, float32).
+
+    A folder with anything in it is not touched, unless `force` says to replace it, and then only if it is a model's.
+
+    Raises BadOption for a target that exists, for one that is not known, and for a model that OpenAI's code would run
+    as something else; Unavailable for `openai` without TensorFlow.
+    """
+    if to not in ("hf", "openai"):
+        raise BadOption(
+            f"to is {to!r}; models are written as hf (Hugging Face) or openai (OpenAI's TensorFlow folder)."
+        )
+    out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise BadOption(f"{out} is a file, but a model is a folder; choose another place.")
+    if out.is_dir() and any(out.iterdir()):
+        if not force:
+            raise BadOption(
+                f"{out} is a folder with something in it; choose another place, or replace it with --force."
+            )
+        if not any((out / mark).is_file() for mark in _MARKS):
+            raise BadOption(
+                f"{out} holds something other than a model, so --force does not replace it; choose another."
+            )
+    if to == "hf":
+        write_directory(source.network, source.tokenizer, out)
+    else:
+        from gpt2.checkpoint.openai import write_openai
+
+        write_openai(source, out)

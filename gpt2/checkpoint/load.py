@@ -1,0 +1,187 @@
+"""What a model's name means, and how to read what it means. The one way in for everything that runs a model.
+
+It opens no weights itself: each format has a file of its own.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gpt2.checkpoint import huggingface
+from gpt2.checkpoint.language_model import LanguageModel
+from gpt2.config import SIZES
+from gpt2.errors import BadCheckpoint, BadOption, Unavailable
+
+if TYPE_CHECKING:
+    import torch
+
+    from gpt2.model import GPT2
+    from gpt2.tokenizer import Tokenizer
+
+DEFAULT_MODEL = "bookworm"
+"""The model that ships in the package, and that is used where none is named."""
+
+_SHIPPED = Path(__file__).resolve().parent.parent / "models"
+
+# owner/name as the hub spells it. Anything else with a slash in it can only be a path.
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+_LLMC_MAGIC = (20240326).to_bytes(4, "little")
+
+
+def shipped() -> list[str]:
+    """Names of the models that lie in the package itself and need no network."""
+    if not _SHIPPED.is_dir():
+        return []
+    return sorted(folder.name for folder in _SHIPPED.iterdir() if (folder / huggingface.CONFIG).is_file())
+
+
+def load(
+    name: str | Path = DEFAULT_MODEL,
+    *,
+    revision: str | None = None,
+    device: str = "cpu",
+    dtype: str | torch.dtype = "float32",
+) -> LanguageModel:
+    """A model that is ready to run: in evaluation mode, without gradients.
+
+    name: see `locate`. revision: a branch, tag or commit of a hub name. device: as PyTorch names them ("cpu", "cuda",
+    "cuda:1", "mps"). dtype: "float32" or "bfloat16", whatever the file has.
+
+    On the CPU, weights that have the dtype already stay mapped to their file: a folder of any size is open at once,
+    and replacing it (by renaming, as every writer here does) leaves the loaded model as it was.
+
+    Raises Unavailable for a name or a device that is not to be had here, BadCheckpoint for files that are damaged or
+    contradict each other, BadOption for a dtype that does not exist.
+    """
+    wanted, target = _dtype(dtype), _device(device)
+    path = locate(name, revision)
+    network, tokenizer = _read(path, wanted)
+    network.requires_grad_(False).eval()
+    return LanguageModel(network.to(target), tokenizer, str(name), path)
+
+
+def locate(name: str | Path, revision: str | None = None) -> Path:
+    """The file or folder that a model's name means, fetched from the hub if need be.
+
+    In this order: a model that ships in the package; `gpt2`, `gpt2-medium`, `gpt2-large` or `gpt2-xl` (OpenAI's, on
+    the hub as openai-community/...); a path that exists; `owner/name` on the hub. A training run's folder means its
+    latest checkpoint.
+
+    Raises Unavailable for a name that is none of these or that cannot be fetched, BadCheckpoint for a path with
+    nothing there, BadOption for a revision of something that has none.
+    """
+    text = str(name)
+    is_name = isinstance(name, str)
+    if is_name and text in SIZES:
+        return _fetch(f"openai-community/{text}", revision)
+    path = _SHIPPED / text if is_name and text in shipped() else Path(text).expanduser()
+    if text and path.exists():
+        if revision is not None:
+            raise BadOption(f"revision {revision!r} is a version on the hub, but {text} is on this machine.")
+        return _latest(path)
+    if is_name and _HUB_NAME.fullmatch(text):
+        return _fetch(text, revision)
+    if not is_name or "/" in text or "\\" in text or text.startswith((".", "~")):
+        raise BadCheckpoint(f"There is no file or folder {text}.")
+    if text == DEFAULT_MODEL:
+        raise Unavailable(
+            f"The model {DEFAULT_MODEL} that ships with this package is missing from {_SHIPPED}; install it again."
+        )
+    known = [*shipped(), *SIZES]
+    raise Unavailable(
+        f"There is no model {text!r}; known names are {', '.join(known)}. "
+        "Otherwise give a path (with a slash, such as ./folder) or owner/name on the hub."
+    )
+
+
+def _fetch(name: str, revision: str | None) -> Path:
+    from gpt2.checkpoint.hub import fetch
+
+    return fetch(name, revision)
+
+
+def _latest(path: Path) -> Path:
+    """A run folder's newest checkpoint; any other path as it is."""
+    checkpoints = path / "checkpoints"
+    if not checkpoints.is_dir() or (path / huggingface.CONFIG).is_file():
+        return path
+    pointer = path / "latest"
+    if not pointer.is_file():
+        raise BadCheckpoint(f"{path} is a training run without a checkpoint so far: it has no file `latest`.")
+    step = pointer.read_text(encoding="utf-8").strip()
+    if Path(step).name != step or not (checkpoints / step).is_dir():
+        raise BadCheckpoint(f"{pointer} names {step!r}, which is no folder in {checkpoints}.")
+    return checkpoints / step
+
+
+def _read(path: Path, dtype: torch.dtype) -> tuple[GPT2, Tokenizer]:
+    """Recognises a format by what lies there."""
+    if path.is_dir():
+        if (path / huggingface.CONFIG).is_file():
+            return huggingface.read_directory(path, dtype=dtype)
+        if (path / "hparams.json").is_file():
+            from gpt2.checkpoint.openai import read_openai
+
+            return read_openai(path, dtype=dtype)
+        if (path / "ckpt.pt").is_file():
+            path = path / "ckpt.pt"
+        else:
+            raise BadCheckpoint(
+                f"{path} is no model: looked for config.json (Hugging Face), hparams.json (OpenAI) "
+                "and ckpt.pt (nanoGPT)."
+            )
+    if path.suffix in (".pt", ".pth", ".ckpt"):
+        from gpt2.checkpoint.nanogpt import read_nanogpt
+
+        return read_nanogpt(path, dtype=dtype)
+    try:
+        with path.open("rb") as file:
+            start = file.read(4)
+    except OSError as error:
+        raise BadCheckpoint(f"{path} cannot be read ({error.strerror}).") from None
+    if start == _LLMC_MAGIC:
+        from gpt2.checkpoint.llmc import read_llmc
+
+        return read_llmc(path, dtype=dtype)
+    if path.name.startswith(("model", "pytorch_model")) or path.suffix in (".safetensors", ".json", ".bin"):
+        raise BadCheckpoint(
+            f"{path} is a single file that is no model by itself; give the folder {path.parent} that holds it, "
+            "with its config.json. (Files that are: nanoGPT's ckpt.pt and llm.c's .bin.)"
+        )
+    raise BadCheckpoint(
+        f"{path} is a file of a kind that is not read here; give a model's folder, nanoGPT's ckpt.pt or llm.c's .bin."
+    )
+
+
+def _dtype(dtype: str | torch.dtype) -> torch.dtype:
+    import torch
+
+    name = str(dtype).removeprefix("torch.")
+    widths = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    if name not in widths:
+        raise BadOption(f"dtype is {name!r}; a model runs in {' or '.join(widths)}.")
+    return widths[name]
+
+
+def _device(device: str) -> torch.device:
+    import torch
+
+    try:
+        target = torch.device(device)
+    except RuntimeError:
+        raise BadOption(f"device is {device!r}; PyTorch knows cpu, cuda, cuda:1 and so on, and mps.") from None
+    if target.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if not count:
+            raise Unavailable(f"device {device!r}: PyTorch finds no CUDA device on this machine; use cpu.")
+        if (target.index or 0) >= count:
+            raise Unavailable(f"device {device!r}: this machine has {count} CUDA device(s), counted from 0.")
+    elif target.type == "mps":
+        if not torch.backends.mps.is_available():
+            raise Unavailable(f"device {device!r}: PyTorch finds no Apple GPU on this machine; use cpu.")
+    elif target.type != "cpu":
+        raise BadOption(f"device is {device!r}; models run on cpu, cuda and mps.")
+    return target

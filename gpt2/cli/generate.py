@@ -1,0 +1,226 @@
+"""`gpt2 generate`: completes a prompt, streaming; or many prompts as a batch."""
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import IO, Annotated, Any
+
+import typer
+
+from gpt2.cli.common import (
+    Device,
+    DType,
+    Json,
+    Model,
+    Revision,
+    Threads,
+    Width,
+    load_model,
+    print_json,
+    read_file,
+    read_text,
+    without_line_end,
+)
+from gpt2.errors import BadOption, BadPrompt
+from gpt2.generation import DEFAULTS
+
+_SAMPLING = DEFAULTS.sampling
+
+
+class Overflow(StrEnum):
+    """What happens past the window."""
+
+    slide = "slide"
+    stop = "stop"
+    error = "error"
+
+
+def command(
+    prompt: Annotated[
+        str, typer.Argument(help="Text to go on from; - reads standard input; empty: from nothing.", show_default=False)
+    ] = "",
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            help='A file of prompts, run as a batch: one a line, or a .jsonl file with a field "prompt".',
+            show_default=False,
+        ),
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(help="Most tokens to generate.")] = DEFAULTS.max_tokens,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = _SAMPLING.temperature,
+    top_k: Annotated[int, typer.Option(help="Keep the k likeliest tokens; 0: all.")] = _SAMPLING.top_k or 0,
+    top_p: Annotated[
+        float | None, typer.Option(help="Keep the likeliest tokens up to this probability.", show_default="off")
+    ] = _SAMPLING.top_p,
+    min_p: Annotated[
+        float | None,
+        typer.Option(help="Keep tokens at least this share as likely as the likeliest.", show_default="off"),
+    ] = _SAMPLING.min_p,
+    repetition_penalty: Annotated[
+        float, typer.Option(help="Above 1: what stands in the text already is less likely.")
+    ] = _SAMPLING.repetition_penalty,
+    presence_penalty: Annotated[
+        float, typer.Option(help="Taken off the logit of every generated token.")
+    ] = _SAMPLING.presence_penalty,
+    frequency_penalty: Annotated[
+        float, typer.Option(help="Taken off it once per occurrence.")
+    ] = _SAMPLING.frequency_penalty,
+    logit_bias: Annotated[
+        list[str] | None, typer.Option(help="ID=VALUE, added to a token's logit; may be repeated.", show_default=False)
+    ] = None,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(help="A text that ends the output where it begins; may be repeated.", show_default=False),
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.", show_default="random")] = None,
+    n: Annotated[int, typer.Option(min=1, help="Completions per prompt; they use seed, seed + 1, ...")] = 1,
+    logprobs: Annotated[
+        int | None,
+        typer.Option(help="With --json: log-probabilities, and this many alternatives a token.", show_default="off"),
+    ] = None,
+    overflow: Annotated[
+        Overflow,
+        typer.Option(help="Past the window: slide (read its newest half again), stop, or error."),
+    ] = Overflow(DEFAULTS.overflow),
+    echo: Annotated[bool, typer.Option(help="Print the prompt before its completion.")] = True,
+    model: Model = None,
+    revision: Revision = None,
+    device: Device = "cpu",
+    dtype: Width = DType.float32,
+    threads: Threads = None,
+    out: Annotated[Path | None, typer.Option(help="Write to this file instead.", show_default=False)] = None,
+    as_json: Json = False,
+) -> None:
+    """Complete a prompt, streaming; or many prompts as a batch."""
+    if prompts is not None and prompt:
+        raise BadOption("Give a prompt or --prompts, not both.")
+    if logprobs is not None and not as_json:
+        raise BadOption("--logprobs is printed with --json only.")
+    texts = _read_prompts(prompts) if prompts is not None else [read_text(prompt)]
+    biases = _read_biases(logit_bias or [])
+    from gpt2.generation import Completion, generate, stream
+
+    language_model = load_model(model, revision, device, dtype, threads)
+    target: IO[str] = sys.stdout if out is None else out.open("w", encoding="utf-8")
+    with target if out is not None else _Open():
+        if as_json or len(texts) > 1 or n > 1:
+            answer = generate(
+                language_model,
+                texts,
+                max_tokens=max_tokens,
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                min_p=min_p,
+                repetition_penalty=repetition_penalty,
+                presence_penalty=presence_penalty,
+                frequency_penalty=frequency_penalty,
+                logit_bias=biases,
+                seed=seed,
+                stop=stop or (),
+                logprobs=logprobs,
+                overflow=overflow.value,
+                n=n,
+            )
+            assert isinstance(answer, list)
+            sources = [text for text in texts for _ in range(n)]
+            if as_json:
+                documents = [_document(source, completion) for source, completion in zip(sources, answer, strict=True)]
+                document = documents[0] if prompts is None and n == 1 else documents
+                if out is None:
+                    print_json(document)
+                else:
+                    target.write(json.dumps(document, ensure_ascii=False) + "\n")
+                return
+            for number, (source, completion) in enumerate(zip(sources, answer, strict=True), 1):
+                assert isinstance(completion, Completion)
+                target.write(f"--- {number} (seed {completion.seed})\n{source if echo else ''}{completion.text}\n")
+            return
+        pieces = stream(
+            language_model,
+            texts[0],
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repetition_penalty=repetition_penalty,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            logit_bias=biases,
+            seed=seed,
+            stop=stop or (),
+            overflow=overflow.value,
+        )
+        target.write(texts[0] if echo else "")
+        target.flush()
+        try:
+            for piece in pieces:
+                target.write(piece)
+                target.flush()
+        finally:
+            target.write("\n")
+
+
+class _Open:
+    """Leaves standard output open."""
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+def _read_prompts(path: Path) -> list[str]:
+    text = read_file(path)
+    if path.suffix != ".jsonl":
+        prompts = without_line_end(text).split("\n") if text else []
+    else:
+        prompts = []
+        for number, line in enumerate(text.split("\n"), 1):
+            if not line.strip():
+                continue
+            try:
+                prompts.append(json.loads(line)["prompt"])
+            except (ValueError, KeyError, TypeError):
+                raise BadPrompt(f'{path}, line {number}: expected a JSON object with a field "prompt".') from None
+            if not isinstance(prompts[-1], str):
+                raise BadPrompt(f'{path}, line {number}: the field "prompt" is {prompts[-1]!r}, not text.')
+    if not prompts:
+        raise BadPrompt(f"{path} holds no prompts.")
+    return prompts
+
+
+def _read_biases(items: list[str]) -> dict[int, float]:
+    biases = {}
+    for item in items:
+        id, _, value = item.partition("=")
+        try:
+            biases[int(id)] = float(value)
+        except ValueError:
+            raise BadOption(
+                f"--logit-bias is {item!r}, but it must be a token id, =, and a number: 50256=-100."
+            ) from None
+    return biases
+
+
+def _document(prompt: str, completion: Any) -> dict[str, Any]:
+    logprobs = completion.logprobs
+    return {
+        "prompt": prompt,
+        "text": completion.text,
+        "ids": completion.ids,
+        "finish_reason": completion.finish_reason,
+        "logprobs": None
+        if logprobs is None
+        else [
+            {
+                "token": each.token,
+                "id": each.id,
+                "logprob": each.logprob,
+                "top": [{"token": token, "id": id, "logprob": value} for token, id, value in each.top],
+            }
+            for each in logprobs
+        ],
+        "seed": completion.seed,
+    }

@@ -1,0 +1,158 @@
+"""The run folder: what a training run leaves on disk, every piece written whole or not at all.
+
+    NAME/
+      recipe.toml             the resolved options and the data
+      metrics.jsonl           a line per step that was measured
+      samples/step-000500.txt
+      loss.png
+      lock                    held while a process writes here
+      latest, best            the name of a checkpoint each
+      checkpoints/step-000500/            a Hugging Face directory
+        training/optimizer.safetensors    with what resuming needs beside it
+        training/state.json
+
+It knows nothing of how a step is made.
+"""
+
+import json
+import shutil
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from gpt2.checkpoint import read_directory, write_directory
+from gpt2.errors import BadCheckpoint, BadOption, Busy
+from gpt2.files import write_atomically
+from gpt2.model import GPT2
+from gpt2.tokenizer import Tokenizer
+from gpt2.training.options import TrainingOptions
+
+
+class RunFolder:
+    """One run's folder. Construct it with `create` or `open`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, path: Path, options: TrainingOptions, data: list[str]) -> "RunFolder":
+        """A new run's folder; raises BadOption if something is already there."""
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise BadOption(
+                f"{path} is there already; choose another --out, or go on with `gpt2 train --resume {path}`."
+            )
+        run = cls(path)
+        run.write_recipe(options, data)
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> tuple["RunFolder", TrainingOptions, list[str]]:
+        """A run's folder, its options and its data; raises BadOption if it is none."""
+        recipe = path / "recipe.toml"
+        if not recipe.is_file():
+            raise BadOption(f"{path} is no run folder: it has no recipe.toml.")
+        values = tomllib.loads(recipe.read_text(encoding="utf-8"))
+        data = values.pop("run")["data"]
+        return cls(path), TrainingOptions.from_mapping(values, str(recipe)), data
+
+    def write_recipe(self, options: TrainingOptions, data: list[str]) -> None:
+        """Writes the resolved options and the data's paths."""
+        recipe = options.to_toml() + f"\n[run]\ndata = {json.dumps(data)}\n"
+        write_atomically(self.path / "recipe.toml", recipe.encode())
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the folder against other processes; raises Busy if one has it."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / "lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise Busy(f"Another process is training in {self.path}; wait for it, or choose another --out.") from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    # Metrics
+
+    def log(self, line: dict[str, Any]) -> None:
+        """Appends a line to metrics.jsonl."""
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl; a last line that a kill cut short is left out."""
+        path = self.path / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def forget_after(self, step: int) -> None:
+        """Drops the metrics of steps after this one: a resumed run makes them again."""
+        kept = [line for line in self.metrics() if line["step"] <= step]
+        write_atomically(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept).encode())
+
+    def write_sample(self, step: int, text: str) -> None:
+        """Keeps a text that the model wrote."""
+        write_atomically(self.path / "samples" / f"{_name(step)}.txt", text.encode())
+
+    # Checkpoints
+
+    def checkpoint(self, pointer: str = "latest") -> Path | None:
+        """The checkpoint that a pointer file (`latest`, `best`) names, if there is one."""
+        file = self.path / pointer
+        return self.path / "checkpoints" / file.read_text(encoding="utf-8").strip() if file.is_file() else None
+
+    def save(
+        self, step: int, network: GPT2, tokenizer: Tokenizer, optimizer: dict[str, Tensor], state: dict[str, Any]
+    ) -> Path:
+        """Writes a checkpoint and points `latest` at it; `state` is JSON."""
+        path = self.path / "checkpoints" / _name(step)
+
+        def beside(folder: Path) -> None:
+            (folder / "training").mkdir()
+            save_file({key: value.contiguous() for key, value in optimizer.items()}, folder / "training" / _OPTIMIZER)
+            (folder / "training" / "state.json").write_text(json.dumps(state | {"step": step}, indent=2) + "\n")
+
+        write_directory(network, tokenizer, path, beside=beside)
+        self.point("latest", step)
+        return path
+
+    def point(self, pointer: str, step: int) -> None:
+        """Points `latest` or `best` at the checkpoint of a step."""
+        write_atomically(self.path / pointer, f"{_name(step)}\n".encode())
+
+    def load(self) -> tuple[GPT2, Tokenizer, dict[str, Tensor], dict[str, Any]]:
+        """Network, tokenizer, optimiser and state of the latest checkpoint; raises BadCheckpoint if there is none."""
+        path = self.checkpoint()
+        if path is None:
+            raise BadCheckpoint(f"{self.path} has no checkpoint yet; delete it and train anew.")
+        network, tokenizer = read_directory(path)
+        folder = path / "training"
+        if not (folder / "state.json").is_file():
+            raise BadCheckpoint(f"{path} has no training/state.json, so the run cannot be resumed from it.")
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        return network, tokenizer, load_file(folder / _OPTIMIZER), state
+
+    def prune(self, keep: int) -> None:
+        """Deletes all but the newest `keep` checkpoints and those that are pointed at; 0 keeps all."""
+        if not keep:
+            return
+        pointed = {self.checkpoint("latest"), self.checkpoint("best")}
+        checkpoints = sorted((self.path / "checkpoints").glob("step-*"))
+        for path in checkpoints[:-keep]:
+            if path not in pointed:
+                shutil.rmtree(path)
+
+
+_OPTIMIZER = "optimizer.safetensors"
+
+
+def _name(step: int) -> str:
+    return f"step-{step:06d}"
