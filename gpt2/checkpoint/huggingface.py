@@ -10,7 +10,7 @@ import json
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gpt2.config import GPT2Config
 from gpt2.errors import BadCheckpoint, BadOption, BadTokenizer, Notice
@@ -156,8 +156,6 @@ def _tensors(path: Path) -> Iterator[Stored]:
 
 def shards(index: Path) -> dict[str, set[str]]:
     """Files of a sharded checkpoint, with the tensors that its index says are in each."""
-    from gpt2.checkpoint.files import read_json
-
     files = read_json(index).get("weight_map")
     if not isinstance(files, dict) or not files:
         raise BadCheckpoint(f"{index} has no weight_map, which says in what file each tensor is.")
@@ -215,6 +213,19 @@ def write_directory(
         _write_json(folder / "generation_config.json", generation)
         save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
         write_tokenizer(tokenizer, folder, model_max_length=network.config.n_positions)
+        if beside is not None:
+            beside(folder)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; BadCheckpoint if it holds anything else."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadCheckpoint(f"{path} cannot be read as JSON ({error}).") from None
+    if not isinstance(data, dict):
+        raise BadCheckpoint(f"{path} holds a {type(data).__name__}, but a JSON object belongs there.")
+    return data
 
 
 def _write_json(path: Path, data: Mapping[str, object]) -> None:

@@ -112,7 +112,7 @@ def _latest(path: Path) -> Path:
     if not pointer.is_file():
         raise BadCheckpoint(f"{path} is a training run without a checkpoint so far: it has no file `latest`.")
     step = pointer.read_text(encoding="utf-8").strip()
-    if Path(step).name != step or not (checkpoints / step).is_dir():
+    if step in ("", "..") or Path(step).name != step or not (checkpoints / step).is_dir():
         raise BadCheckpoint(f"{pointer} names {step!r}, which is no folder in {checkpoints}.")
     return checkpoints / step
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt2.checkpoint.huggingface import tokenizer_of
+from gpt2.checkpoint.huggingface import read_json, tokenizer_of
 from gpt2.checkpoint.language_model import LanguageModel
 from gpt2.config import GPT2Config
 from gpt2.errors import BadCheckpoint, BadOption, Unavailable
@@ -97,8 +97,6 @@ def check_writable(config: GPT2Config) -> None:
 
 
 def _config(file: Path) -> GPT2Config:
-    from gpt2.checkpoint.files import read_json
-
     data = read_json(file)
     missing = next((key for key in _KEYS if key not in data), None)
     if missing:
@@ -157,7 +155,7 @@ def _variables(path: Path) -> Iterator[Stored]:
             if not value.flags.writeable:
                 value = value.copy()
             yield Stored(index, name, torch.from_numpy(value))
-    except (tf.errors.OpError, ValueError, RuntimeError) as error:
+    except (tf.errors.OpError, ValueError, RuntimeError, IndexError, KeyError, OSError) as error:
         at = f" at the variable {name}" if name else ""
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BadCheckpoint(f"{index} or its data cannot be read{at} ({reason}).") from None

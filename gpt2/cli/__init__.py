@@ -94,9 +94,12 @@ def _failed(error: Exception, debug: bool) -> int:
     if isinstance(error, Error):
         _say(str(error))
         return 2
+    if type(error).__name__ == "NoArgsIsHelpError":
+        print(error, file=sys.stderr)
+        return 2
     if hasattr(error, "format_message"):
         # Usage errors, whichever click typer brings with it.
-        _say(f"{error.format_message()} See `{_command(error)} --help`.")
+        _say(f"{error.format_message().rstrip('.')}. See `{_command(error)} --help`.")
         return 2
     if isinstance(error, OSError) and error.filename is not None:
         _say(f"{error.filename}: {error.strerror}.")

@@ -36,6 +36,9 @@ class Overflow(StrEnum):
     error = "error"
 
 
+_OVERFLOW = Overflow(DEFAULTS.overflow)
+
+
 def command(
     prompt: Annotated[
         str, typer.Argument(help="Text to go on from; - reads standard input; empty: from nothing.", show_default=False)
@@ -82,7 +85,7 @@ def command(
     overflow: Annotated[
         Overflow,
         typer.Option(help="Past the window: slide (read its newest half again), stop, or error."),
-    ] = Overflow(DEFAULTS.overflow),
+    ] = _OVERFLOW,
     echo: Annotated[bool, typer.Option(help="Print the prompt before its completion.")] = True,
     model: Model = None,
     revision: Revision = None,

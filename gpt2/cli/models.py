@@ -24,9 +24,10 @@ def command(
         return
     from rich.table import Table
 
-    table = Table(box=None, pad_edge=False, header_style="dim")
-    for heading in ("name", "layers", "width", "heads", "window", "vocabulary", "paper", "counted", "on disk"):
-        table.add_column(heading, justify="left" if heading == "name" else "right")
+    # Narrow enough for a terminal of 80 columns.
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
+    for heading in ("name", "layers", "width", "heads", "window", "vocab", "paper", "counted", "on disk"):
+        table.add_column(heading, justify="left" if heading == "name" else "right", no_wrap=True)
     for name, config, published, size in rows:
         shape = (config.n_layer, config.n_embd, config.n_head, config.n_positions)
         counts = (f"{config.vocab_size:,}", published or "–", f"{config.parameters:,}", _size(size))
@@ -35,13 +36,13 @@ def command(
     out.print(table)
     if parts:
         out.print()
-        table = Table(box=None, pad_edge=False, header_style="dim")
-        table.add_column("parameters by part")
+        table = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
+        table.add_column("millions of parameters")
+        for name, *_ in rows:
+            table.add_column(name, justify="right", no_wrap=True)
         for part in rows[0][1].parameters_by_part():
-            table.add_column(part, justify="right")
-        for name, config, _, _ in rows:
-            counts = tuple(f"{n:,} ({n / config.parameters:.0%})" for n in config.parameters_by_part().values())
-            table.add_row(f"[bold]{name}[/]", *counts)
+            counts_of_part = [(config.parameters_by_part()[part], config.parameters) for _, config, _, _ in rows]
+            table.add_row(part, *(f"{n / 1e6:.1f} {n / total:>4.0%}" for n, total in counts_of_part))
         out.print(table)
     shipped = ", ".join(name for name, *_ in _shipped())
     out.print(f"[dim]In the package: {shipped or 'none'}. On the hub, fetched when first used: {', '.join(SIZES)}.[/]")

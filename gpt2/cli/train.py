@@ -155,11 +155,12 @@ def _with_training_options(function: Any) -> Any:
     """Gives the command a flag for every field of TrainingOptions, so that names and help are written down once."""
     parameters = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD]
     for field in dataclasses.fields(TrainingOptions):
+        kind: Any = field.type
         flag = f"--{field.name.replace('_', '-')}"
-        declared = f"{flag}/--no-{field.name}" if field.type is bool else flag
-        option = typer.Option(declared, help=field.metadata["help"], show_default=str(field.default))
-        # A flag that is not given is None, so that a recipe's value stands.
-        annotation = Annotated[field.type | None, option]  # type: ignore[operator]
+        declared = f"{flag}/--no-{field.name}" if kind is bool else flag
+        # A flag that is not given is None, so that a recipe's value stands; its default is told in the help.
+        told = f"{field.metadata['help']} [default: {field.default}]"
+        annotation = Annotated[kind | None, typer.Option(declared, help=told, show_default=False)]
         parameters.append(
             inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
         )

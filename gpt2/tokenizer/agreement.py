@@ -22,7 +22,7 @@ from itertools import pairwise
 
 
 class Agreement:
-    """The merges that passed the check so far. Tokens are numbered: 0 to 255 the bytes, then one for each merge kept."""
+    """The merges that passed the check so far. Tokens are numbered: 0 to 255 the bytes, then the kept merges."""
 
     def __init__(self) -> None:
         self._joined: dict[tuple[int, int], int] = {}

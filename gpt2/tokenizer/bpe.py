@@ -13,6 +13,7 @@ import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, cached_property
+from itertools import pairwise
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -277,7 +278,7 @@ def _check_text(text: str) -> None:
 
 
 def _pieces(text: str) -> list[str]:
-    """The text, cut where that changes no word, so that no piece has a long run of white space before something else."""
+    """The text, cut where that changes no word, so that no piece has a long run of spaces before something else."""
     if len(text) <= _STRIDE:
         return [text]
     cuts = [0]
@@ -288,9 +289,7 @@ def _pieces(text: str) -> list[str]:
     return [text[start:end] for start, end in zip(cuts, [*cuts[1:], len(text)], strict=True)]
 
 
-def _build(
-    merges: npt.ArrayLike, special_tokens: Mapping[str, int] | None, ids: npt.ArrayLike | None
-) -> Tokenizer:
+def _build(merges: npt.ArrayLike, special_tokens: Mapping[str, int] | None, ids: npt.ArrayLike | None) -> Tokenizer:
     pairs = _whole_numbers(merges, "merges")
     pairs = pairs.reshape(-1, 2) if not pairs.size else pairs
     if pairs.ndim != 2 or pairs.shape[1] != 2:
@@ -332,11 +331,12 @@ def _check_ids(ids: list[int]) -> None:
         if not isinstance(index, int) or isinstance(index, bool) or index < 0:
             raise BadTokenizer(f"{index!r} cannot be an id; ids are whole numbers from 0 upwards.")
     ordered = sorted(ids)
-    for expected, index in enumerate(ordered):
-        if index > expected:
-            raise BadTokenizer(f"no token has the id {expected}, but there are ids up to {ordered[-1]}.")
-        if index < expected:
+    for index, following in pairwise(ordered):
+        if index == following:
             raise BadTokenizer(f"two tokens have the id {index}.")
+    for expected, index in enumerate(ordered):
+        if index != expected:
+            raise BadTokenizer(f"no token has the id {expected}, but there are ids up to {ordered[-1]}.")
 
 
 def _check_agreement(tokenizer: Tokenizer) -> None:

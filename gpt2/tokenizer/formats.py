@@ -282,9 +282,12 @@ def _read_beside(directory: Path, files: _Files) -> None:
 def _assembled(files: _Files) -> Tokenizer:
     """Turns spellings into places, and checks that vocabulary and merges tell the same story."""
     source, vocab = files.source, files.vocab
+    owners: dict[int, str] = {}
     for token, index in vocab.items():
         if not isinstance(index, int) or isinstance(index, bool):
             raise BadTokenizer(f"{source}: the id of {token!r} is {index!r:.60}, but ids are whole numbers.")
+        if owners.setdefault(index, token) != token:
+            raise BadTokenizer(f"{source}: the tokens {owners[index]!r} and {token!r} both have the id {index}.")
     for byte_character in CHARACTERS:
         if byte_character not in vocab:
             raise BadTokenizer(f"{source}: the byte spelled {byte_character!r} has no token, but GPT-2 has all 256.")

@@ -70,7 +70,7 @@ def _train(texts: Iterator[str], size: int) -> list[tuple[str, str]]:
 
 
 def _agreeing(merges: Iterable[tuple[str, str]], wanted: int) -> list[tuple[int, int]]:
-    """The first `wanted` merges that pass the check, as pairs of places; what builds on a refused one is refused too."""
+    """The first `wanted` merges that pass the check, as pairs of places; what builds on a refused one is left out."""
     places = {character: place for place, character in enumerate(CHARACTERS)}
     agreement = Agreement()
     kept: list[tuple[int, int]] = []

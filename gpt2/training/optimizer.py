@@ -15,7 +15,7 @@ class Optimizer:
     """One or two of torch's optimisers behind one face, with a state that is a flat dictionary of tensors."""
 
     def __init__(self, network: nn.Module, options: TrainingOptions) -> None:
-        self._names = {parameter: name for name, parameter in network.named_parameters()}
+        self._names: dict[Tensor, str] = {parameter: name for name, parameter in network.named_parameters()}
         matrices = [p for name, p in network.named_parameters() if name.startswith("h.") and p.ndim == 2]
         embeddings = [p for name, p in network.named_parameters() if not name.startswith("h.") and p.ndim == 2]
         vectors = [p for p in network.parameters() if p.ndim < 2]

@@ -7,15 +7,15 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-import layouts
 import pytest
 import torch
-from layouts import TINY, random_network, small_tokenizer, some_ids, state_of
 from torch import Tensor
 
 from gpt2.checkpoint import LanguageModel, convert, load, read_directory, shipped, write_directory
 from gpt2.config import GPT2Config
 from gpt2.model import GPT2
+from tests import layouts
+from tests.layouts import TINY, random_network, small_tokenizer, some_ids, state_of
 
 TOLERANCE = 1e-4
 

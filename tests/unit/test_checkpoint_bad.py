@@ -9,15 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import layouts
 import pytest
 import torch
-from layouts import TINY, State, hub_state, random_network, small_tokenizer, state_of, write_hub
 
 from gpt2.checkpoint import LanguageModel, load, read_directory, write_directory
 from gpt2.errors import BadCheckpoint, BadOption, BadTokenizer, Notice
 from gpt2.model import GPT2
 from gpt2.tokenizer import Tokenizer
+from tests import layouts
+from tests.layouts import TINY, State, hub_state, random_network, small_tokenizer, state_of, write_hub
 
 
 @pytest.fixture
@@ -201,6 +201,8 @@ class Evil:
         return self.what
 
 
+# PyTorch remarks on the pickle's protocol, on its way to refusing it.
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("command", [os.system, os.mkdir, subprocess.getoutput, eval])
 @pytest.mark.parametrize("form", ["bin", "old bin", "plain pickle", "nanoGPT"])
 def test_a_pickle_that_wants_to_run_code(named: State, command: Callable[..., Any], form: str, tmp_path: Path) -> None:
@@ -222,8 +224,8 @@ def test_a_pickle_that_wants_to_run_code(named: State, command: Callable[..., An
     with pytest.raises(BadCheckpoint, match=re.escape(str(file))) as caught:
         load(file if form == "nanoGPT" else folder)
     assert not trace.exists()
+    assert "code" in str(caught.value)
     if form != "plain pickle":
-        assert "run code" in str(caught.value)
         assert command.__name__ in str(caught.value)
     # The trap is real: Python's own unpickling springs it.
     pickle.loads(pickle.dumps(Evil(command, argument)))

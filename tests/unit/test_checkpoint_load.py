@@ -1,18 +1,29 @@
 """What a model's name means, on which device and in which dtype it comes, and how its files may change meanwhile."""
 
+import importlib
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-import layouts
 import pytest
 import torch
-from layouts import TINY, hub_state, random_network, small_tokenizer, some_ids, state_of, write_hub
 
-from gpt2.checkpoint import DEFAULT_MODEL, convert, load, locate, read_directory, shipped, write_directory
+from gpt2.checkpoint import (
+    DEFAULT_MODEL,
+    LanguageModel,
+    convert,
+    load,
+    locate,
+    read_directory,
+    shipped,
+    write_directory,
+)
+from gpt2.config import GPT2Config
 from gpt2.errors import BadCheckpoint, BadOption, Unavailable
+from tests import layouts
+from tests.layouts import TINY, hub_state, random_network, small_tokenizer, some_ids, state_of, write_hub
 
 
 @pytest.fixture
@@ -75,7 +86,7 @@ class TestLocate:
         self, name: str, hub: list[tuple[str, str | None]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(tmp_path)
-        with pytest.raises(BadCheckpoint, match="no file or folder|is no model"):
+        with pytest.raises(BadCheckpoint, match=r"no file or folder|is no model"):
             load(name)
         assert hub == []
 
@@ -91,7 +102,8 @@ class TestLocate:
             locate(name)
 
     def test_shipped(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("gpt2.checkpoint.load._SHIPPED", folder.parent)
+        # By import_module: the package's attribute `load` is the function.
+        monkeypatch.setattr(importlib.import_module("gpt2.checkpoint.load"), "_SHIPPED", folder.parent)
         assert shipped() == ["model"]
         assert locate("model") == folder
         with pytest.raises(Unavailable, match=f"{DEFAULT_MODEL} that ships .* is missing"):
@@ -242,6 +254,31 @@ class TestConvert:
 
 
 def test_importing_loads_no_torch() -> None:
-    code = "import gpt2.checkpoint, sys; sys.exit(any(n in sys.modules for n in ('torch', 'huggingface_hub', 'tensorflow')))"
+    heavy = ("torch", "huggingface_hub", "tensorflow", "safetensors")
+    code = f"import gpt2.checkpoint, sys; sys.exit(any(name in sys.modules for name in {heavy}))"
     root = Path(layouts.__file__).resolve().parents[1]
     assert subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(root)}).returncode == 0
+
+
+class TestWithoutTensorflow:
+    def test_reading_and_writing_name_the_extra(
+        self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "tensorflow", None)
+        with pytest.raises(Unavailable, match=r'pip install "gpt2-complete\[openai\]"'):
+            convert(load(folder), "openai", tmp_path / "out")
+        assert not (tmp_path / "out").exists()
+        (tmp_path / "117M").mkdir()
+        (tmp_path / "117M/hparams.json").write_text(
+            '{"n_vocab": 300, "n_ctx": 16, "n_embd": 32, "n_head": 2, "n_layer": 2}'
+        )
+        with pytest.raises(Unavailable, match=r'pip install "gpt2-complete\[openai\]"'):
+            load(tmp_path / "117M")
+
+    def test_what_openais_code_cannot_run_is_refused_first(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(sys.modules, "tensorflow", None)
+        config = GPT2Config(vocab_size=300, n_positions=16, n_embd=32, n_layer=1, n_head=2, activation_function="gelu")
+        with pytest.raises(BadOption, match=r"activation_function = 'gelu'.*'gelu_new'"):
+            convert(LanguageModel(random_network(config), small_tokenizer()), "openai", tmp_path / "out")

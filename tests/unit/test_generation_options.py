@@ -30,7 +30,9 @@ def test_a_sampling_option_outside_its_range_is_refused_by_name(name: str, value
     assert "must" in str(refusal.value)
 
 
-@pytest.mark.parametrize("bias", [{"5": 1.0}, {-1: 1.0}, {1.5: 1.0}, {5: NAN}, {5: INF}, {5: "x"}, [(5, 1.0)], {True: 1}])
+@pytest.mark.parametrize(
+    "bias", [{"5": 1.0}, {-1: 1.0}, {1.5: 1.0}, {5: NAN}, {5: INF}, {5: "x"}, [(5, 1.0)], {True: 1}]
+)
 def test_a_bad_logit_bias_is_refused(bias: object) -> None:
     with pytest.raises(BadOption, match="logit_bias"):
         SamplingOptions(logit_bias=bias)

@@ -1,0 +1,54 @@
+# Two commands are enough: `make run` and `make test`. Each makes .venv when it is missing or out of date.
+
+PYTHON ?= python3
+PROMPT ?= The old house stood at the end of the road, and
+
+ifeq ($(OS),Windows_NT)
+BIN := .venv/Scripts
+else
+BIN := .venv/bin
+endif
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: run test lint format test-peers test-wheel bench clean help
+
+run: .venv/.installed  ## complete a prompt with the model that ships in the package
+	@$(BIN)/gpt2 generate "$(PROMPT)" --max-tokens 120
+
+test: .venv/.installed-test  ## the test suite
+	@$(BIN)/python -m pytest -n 2 --dist worksteal -q --ignore=tests/peers $(ARGS)
+
+lint: .venv/.installed-test  ## style and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+test-peers: .venv-peers/.installed  ## tests against programs that need an environment of their own (TensorFlow)
+	@.venv-peers/bin/python -m pytest -q tests/peers $(ARGS)
+
+bench: .venv/.installed-test  ## decode and training tokens/s beside transformers, one JSON line each
+	@$(BIN)/python benchmarks/decode.py
+	@$(BIN)/python benchmarks/training.py
+
+clean:  ## delete the environments and what tools leave behind
+	rm -rf .venv .venv-peers dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+.venv/pyvenv.cfg:
+	@$(PYTHON) -m venv .venv
+
+.venv/.installed: .venv/pyvenv.cfg pyproject.toml constraints.txt
+	@echo "installing into .venv (PyTorch is large: minutes on a slow line)" >&2
+	@$(INSTALL) -e .
+	@touch $@
+
+.venv/.installed-test: .venv/.installed
+	@$(INSTALL) -e '.[test]'
+	@touch $@
+
+.venv-peers/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -m venv .venv-peers
+	@.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,openai]'
+	@touch $@

@@ -1,0 +1,57 @@
+"""Small models and run reporters that tests share."""
+
+import torch
+
+from gpt2.checkpoint import LanguageModel
+from gpt2.config import GPT2Config
+from gpt2.model import GPT2
+from gpt2.tokenizer import Tokenizer
+from gpt2.training.evaluate import Evaluation
+
+
+def byte_tokenizer() -> Tokenizer:
+    """The smallest vocabulary: 256 bytes and <|endoftext|>."""
+    return Tokenizer.from_merges([])
+
+
+def tiny_model(seed: int = 0, window: int = 32, n_layer: int = 2, std: float = 0.2) -> LanguageModel:
+    """A random model over bytes; a large `std` makes its distributions far from even."""
+    tokenizer = byte_tokenizer()
+    config = GPT2Config(
+        vocab_size=tokenizer.vocab_size,
+        n_positions=window,
+        n_embd=32,
+        n_layer=n_layer,
+        n_head=2,
+        initializer_range=std,
+    )
+    return LanguageModel(GPT2(config).initialise(seed).eval().requires_grad_(False), tokenizer, "tiny")
+
+
+class Recorder:
+    """A training reporter that remembers."""
+
+    def __init__(self) -> None:
+        self.losses: dict[int, float] = {}
+        self.evaluations: dict[int, Evaluation] = {}
+        self.notes: list[str] = []
+        self.samples: dict[int, str] = {}
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+    def start(self, step: int, steps: int) -> None:
+        self.first_step = step
+
+    def step(self, step: int, loss: float, tokens_per_second: float) -> None:
+        self.losses[step] = loss
+
+    def evaluation(self, step: int, evaluation: Evaluation) -> None:
+        self.evaluations[step] = evaluation
+
+    def sample(self, step: int, text: str) -> None:
+        self.samples[step] = text
+
+
+def random_ids(rows: int, length: int, vocab_size: int, seed: int = 0) -> torch.Tensor:
+    return torch.randint(vocab_size, (rows, length), generator=torch.Generator().manual_seed(seed))

@@ -1,0 +1,241 @@
+"""The loop and the run folder: what is on disk, what a resumed run does, what bad options say."""
+
+import json
+import subprocess
+import sys
+import tomllib
+from dataclasses import replace
+
+import pytest
+import torch
+from filelock import FileLock
+from safetensors.torch import load_file
+
+from gpt2.checkpoint import load
+from gpt2.errors import BadCheckpoint, BadData, BadOption, Busy, Error
+from gpt2.model import GPT2
+from gpt2.training import TrainingOptions, read_recipe, recipe_names, resume, train
+from tests.helpers import Recorder
+
+TEXT = "the quick brown fox jumps over the lazy dog. " * 60
+
+OPTIONS = TrainingOptions(
+    n_layer=1,
+    n_head=2,
+    n_embd=16,
+    context=16,
+    vocab_size=270,
+    dropout=0.1,
+    attention_dropout=0.1,
+    steps=10,
+    batch_size=4,
+    micro_batch_size=2,
+    warmup_steps=2,
+    eval_every=4,
+    sample_every=5,
+    save_every=4,
+    threads=1,
+)
+
+
+@pytest.fixture
+def text(tmp_path):
+    file = tmp_path / "text.txt"
+    file.write_text(TEXT)
+    return file
+
+
+def test_a_run_leaves_what_the_design_says(text, tmp_path):
+    recorder = Recorder()
+    result = train(OPTIONS, [text], tmp_path / "run", recorder, lambda model: "a sample")
+    run = tmp_path / "run"
+
+    assert (run / "latest").read_text() == "step-000010\n"
+    assert (run / "best").read_text().strip() in ("step-000004", "step-000008", "step-000010")
+    assert tomllib.loads((run / "recipe.toml").read_text())["n_embd"] == 16
+    assert (run / "samples" / "step-000010.txt").read_text() == "a sample"
+    assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "train_loss" in line] == list(range(1, 11))
+    assert [line["step"] for line in lines if "validation_loss" in line] == [4, 8, 10]
+    assert recorder.samples == {5: "a sample", 10: "a sample"}
+    assert result.validation is not None
+    assert result.validation.text_bytes == len(TEXT) - int(len(TEXT) * 0.9)
+    assert recorder.losses[10] < recorder.losses[1]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_every_checkpoint_is_a_model_that_loads(text, tmp_path, optimizer):
+    train(replace(OPTIONS, optimizer=optimizer), [text], tmp_path / "run", Recorder())
+    model = load(tmp_path / "run")
+    assert model.config.n_embd == 16
+    assert model.tokenizer.vocab_size == 270
+    assert model.network(torch.zeros(1, 3, dtype=torch.int64)).shape == (1, 3, 270)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("stop", [4, 8])
+def test_a_resumed_run_is_bitwise_the_run_that_never_stopped(text, tmp_path, optimizer, stop):
+    options = replace(OPTIONS, optimizer=optimizer, keep=0)
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    train(options, [text], whole, Recorder())
+    train(options, [text], stopped, Recorder())
+    # As a kill after the save of step `stop` would have left it.
+    (stopped / "latest").write_text(f"step-{stop:06d}\n")
+    recorder = Recorder()
+    resume(stopped, recorder)
+
+    assert recorder.first_step == stop
+    assert sorted(recorder.losses) == list(range(stop + 1, 11))
+    for file in ("model.safetensors", "training/optimizer.safetensors"):
+        ours = load_file(stopped / "checkpoints" / "step-000010" / file)
+        expected = load_file(whole / "checkpoints" / "step-000010" / file)
+        assert ours.keys() == expected.keys()
+        assert all(torch.equal(ours[name], expected[name]) for name in expected)
+    losses = [json.loads(line).get("train_loss") for line in (stopped / "metrics.jsonl").read_text().splitlines()]
+    assert losses == [json.loads(line).get("train_loss") for line in (whole / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_resumed_run_can_be_made_longer(text, tmp_path):
+    train(OPTIONS, [text], tmp_path / "run", Recorder())
+    result = resume(tmp_path / "run", Recorder(), steps=12)
+    assert result.step == 12
+    assert tomllib.loads((tmp_path / "run" / "recipe.toml").read_text())["steps"] == 12
+
+
+def test_only_the_newest_and_the_best_checkpoints_are_kept(text, tmp_path):
+    train(replace(OPTIONS, save_every=1, keep=2), [text], tmp_path / "run", Recorder())
+    kept = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
+    assert kept == {"step-000009", "step-000010", (tmp_path / "run" / "best").read_text().strip()}
+
+
+def test_ctrl_c_saves_the_step_under_way_and_the_run_goes_on(text, tmp_path):
+    script = f"""
+import os, signal
+from pathlib import Path
+from gpt2.training import train
+from tests.helpers import Recorder
+from tests.unit.test_training_loop import OPTIONS
+class Stopper(Recorder):
+    def step(self, step, loss, speed):
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+result = train(OPTIONS, [Path({str(text)!r})], Path({str(tmp_path / "run")!r}), Stopper())
+print(result.step, result.interrupted)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["3", "True"]
+    assert (tmp_path / "run" / "latest").read_text() == "step-000003\n"
+    assert resume(tmp_path / "run", Recorder()).step == 10
+
+
+def test_a_folder_that_is_there_is_not_overwritten(text, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.doc").write_text("years of work")
+    with pytest.raises(BadOption, match="is there already"):
+        train(OPTIONS, [text], tmp_path / "run", Recorder())
+    assert (tmp_path / "run" / "thesis.doc").read_text() == "years of work"
+
+
+def test_two_processes_do_not_write_one_run(text, tmp_path):
+    train(OPTIONS, [text], tmp_path / "run", Recorder())
+    with FileLock(tmp_path / "run" / "lock"), pytest.raises(Busy, match="Another process"):
+        resume(tmp_path / "run", Recorder())
+
+
+def test_changed_data_is_refused(text, tmp_path):
+    train(OPTIONS, [text], tmp_path / "run", Recorder())
+    text.write_text(TEXT + "one more sentence.")
+    with pytest.raises(BadData, match="has changed"):
+        resume(tmp_path / "run", Recorder(), steps=20)
+
+
+def test_resuming_what_is_no_run(tmp_path):
+    with pytest.raises(BadOption, match="is no run folder"):
+        resume(tmp_path, Recorder())
+
+
+def test_resuming_before_the_first_checkpoint(text, tmp_path):
+    train(OPTIONS, [text], tmp_path / "run", Recorder())
+    (tmp_path / "run" / "latest").unlink()
+    with pytest.raises(BadCheckpoint, match="no checkpoint yet"):
+        resume(tmp_path / "run", Recorder())
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(text, tmp_path, monkeypatch):
+    real = GPT2.loss
+    calls = []
+
+    def poisoned(self, ids, targets):
+        calls.append(1)
+        return real(self, ids, targets) * (float("nan") if len(calls) > 14 else 1)
+
+    monkeypatch.setattr(GPT2, "loss", poisoned)
+    with pytest.raises(Error, match="is nan"):
+        train(replace(OPTIONS, eval_every=0), [text], tmp_path / "run", Recorder())
+    assert (tmp_path / "run" / "latest").read_text() == "step-000004\n"
+
+
+def test_text_shorter_than_the_window_trains(tmp_path):
+    (tmp_path / "a.txt").write_text("a short text")
+    options = replace(OPTIONS, vocab_size=257, context=64, validation=0.2, steps=2)
+    result = train(options, [tmp_path / "a.txt"], tmp_path / "run", Recorder())
+    assert result.validation is not None
+    assert load(tmp_path / "run").config.n_positions == 64
+
+
+def test_bfloat16_trains_in_float32_weights(text, tmp_path):
+    train(replace(OPTIONS, dtype="bfloat16"), [text], tmp_path / "run", Recorder())
+    assert load_file(tmp_path / "run/checkpoints/step-000010/model.safetensors")["transformer.wte.weight"].dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("n_layer", 0),
+        ("steps", -1),
+        ("steps", 1.5),
+        ("batch_size", True),
+        ("dropout", 1),
+        ("dropout", -0.1),
+        ("learning_rate", float("nan")),
+        ("learning_rate", float("inf")),
+        ("optimizer", "sgd"),
+        ("dtype", "float16"),
+        ("schedule", "linear"),
+        ("micro_batch_size", 3),
+        ("validation", 1),
+        ("min_learning_rate", 2),
+    ],
+)
+def test_bad_options_are_named(field, value):
+    with pytest.raises(BadOption, match=field):
+        replace(OPTIONS, **{field: value})
+
+
+def test_the_learning_rate_warms_up_and_comes_down():
+    for schedule in ("cosine", "wsd"):
+        options = TrainingOptions(steps=100, warmup_steps=10, schedule=schedule, learning_rate=1.0, decay_share=0.5)
+        rates = [options.learning_rate_at(step) for step in range(100)]
+        assert rates[0] == pytest.approx(0.1)
+        assert max(rates) == pytest.approx(1.0)
+        assert rates[10:] == sorted(rates[10:], reverse=True)
+        assert 0.1 <= rates[-1] < 0.12
+    assert options.learning_rate_at(49) == 1.0
+
+
+def test_recipes_are_valid_and_read_back(tmp_path):
+    for name in recipe_names():
+        options = TrainingOptions.from_mapping(read_recipe(name), name)
+        (tmp_path / "recipe.toml").write_text(options.to_toml())
+        assert TrainingOptions.from_mapping(read_recipe(str(tmp_path / "recipe.toml")), "file") == options
+
+
+def test_bad_recipes_are_named(tmp_path):
+    with pytest.raises(BadOption, match="no recipe called 'nope'"):
+        read_recipe("nope")
+    (tmp_path / "bad.toml").write_text("steps = = 3")
+    with pytest.raises(BadOption, match="not valid TOML"):
+        read_recipe(str(tmp_path / "bad.toml"))
+    with pytest.raises(BadOption, match="wings"):
+        TrainingOptions.from_mapping({"wings": 2}, "bad.toml")
