@@ -27,8 +27,8 @@ test-peers: .venv-peers/.installed  ## tests against programs that need an envir
 	@.venv-peers/bin/python -m pytest -q tests/peers $(ARGS)
 
 bench: .venv/.installed-test  ## decode and training tokens/s beside transformers, one JSON line each
-	@$(BIN)/python benchmarks/decode.py
-	@$(BIN)/python benchmarks/training.py
+	@$(BIN)/python -m benchmarks.decode
+	@$(BIN)/python -m benchmarks.training
 
 clean:  ## delete the environments and what tools leave behind
 	rm -rf .venv .venv-peers dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

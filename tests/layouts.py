@@ -71,7 +71,7 @@ def peer_config(config: GPT2Config) -> Any:
     )
 
 
-def peer_model(state: State, config: GPT2Config) -> nn.Module:
+def peer_model(state: State, config: GPT2Config) -> Any:
     """transformers' model with these weights, which is what every layout is compared with."""
     from transformers import GPT2LMHeadModel
 
@@ -159,7 +159,7 @@ def write_hub(
         _write_tensors(path / f"{stem}.{end}", named, kind)
         return path
     names = sorted(named)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for shard in range(shards):
         file = f"{stem}-{shard + 1:05d}-of-{shards:05d}.{end}"
         mine = names[shard::shards]

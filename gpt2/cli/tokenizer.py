@@ -1,5 +1,6 @@
 """`gpt2 tokenizer train`: learns a vocabulary from files."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -35,7 +36,7 @@ def train(
     from gpt2.tokenizer import learn, write_tokenizer
     from gpt2.training.data import read_documents
 
-    tokenizer = learn(read_documents(files), vocab_size, progress=True)
+    tokenizer = learn(read_documents(files), vocab_size, progress=sys.stderr.isatty())
     with new_directory(out.absolute()) as folder:
         write_tokenizer(tokenizer, folder, "hf" if layout == "hf" else "openai")
     print(f"{tokenizer.vocab_size:,} tokens in {out}")

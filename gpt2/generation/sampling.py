@@ -98,11 +98,11 @@ def candidates(scores_BV: Tensor, options: SamplingOptions) -> tuple[Tensor, Ten
     ids_BK = torch.arange(scores_BV.shape[-1], device=scores_BV.device)[None]
     scores_BK = scores_BV
     if options.top_k and options.top_k < scores_BV.shape[-1]:
-        scores_BK, ids_BK = narrow(keep_top_k(scores_BV, options.top_k))
+        scores_BK, ids_BK = narrow(keep_top_k(scores_BK, options.top_k), ids_BK)
     if options.top_p is not None and options.top_p < 1:
-        scores_BK = keep_top_p(scores_BK, options.top_p)
+        scores_BK, ids_BK = narrow(keep_top_p(scores_BK, options.top_p), ids_BK)
     if options.min_p:
-        scores_BK = keep_min_p(scores_BK, options.min_p)
+        scores_BK, ids_BK = narrow(keep_min_p(scores_BK, options.min_p), ids_BK)
     return scores_BK, ids_BK
 
 
@@ -129,20 +129,20 @@ def keep_min_p(scores_BK: Tensor, p: float) -> Tensor:
     return scores_BK.masked_fill(probability_BK < p * probability_BK.amax(dim=-1, keepdim=True), -torch.inf)
 
 
-def narrow(scores_BV: Tensor) -> tuple[Tensor, Tensor]:
-    """The scores above -inf of each row, (B, K), and their ids (B, K) in rising order; shorter rows end in -inf.
+def narrow(scores_BK: Tensor, ids_BK: Tensor) -> tuple[Tensor, Tensor]:
+    """Only the scores above -inf of each row, and their ids, in the same order; shorter rows end in -inf.
 
-    With top_k this is what makes the rest cheap: a few dozen candidates instead of 50,257.
+    This makes what follows cheap: after top_k, a few dozen candidates instead of 50,257.
     """
-    row_N, id_N = (scores_BV > -torch.inf).nonzero(as_tuple=True)
-    counts_B = torch.bincount(row_N, minlength=scores_BV.shape[0])
-    place_N = torch.arange(len(row_N), device=row_N.device) - (counts_B.cumsum(0) - counts_B)[row_N]
-    shape = (scores_BV.shape[0], int(counts_B.max()))
-    scores_BK = scores_BV.new_full(shape, -torch.inf)
-    ids_BK = id_N.new_zeros(shape)
-    scores_BK[row_N, place_N] = scores_BV[row_N, id_N]
-    ids_BK[row_N, place_N] = id_N
-    return scores_BK, ids_BK
+    row_N, from_N = (scores_BK > -torch.inf).nonzero(as_tuple=True)
+    counts_B = torch.bincount(row_N, minlength=scores_BK.shape[0])
+    # The place of each in its row: its place among all, less those of the rows above.
+    to_N = torch.arange(len(row_N), device=row_N.device) - (counts_B.cumsum(0) - counts_B)[row_N]
+    shape = (scores_BK.shape[0], int(counts_B.max()))
+    narrow_scores_BK, narrow_ids_BK = scores_BK.new_full(shape, -torch.inf), ids_BK.new_zeros(shape)
+    narrow_scores_BK[row_N, to_N] = scores_BK[row_N, from_N]
+    narrow_ids_BK[row_N, to_N] = ids_BK.expand(scores_BK.shape)[row_N, from_N]
+    return narrow_scores_BK, narrow_ids_BK
 
 
 def gumbel_noise(seeds: Sequence[int], numbers: Sequence[int], ids_BK: Tensor) -> Tensor:
@@ -181,7 +181,8 @@ def _mixed_tensor(x: Tensor) -> Tensor:
 
 def _shifted(x: Tensor, places: int) -> Tensor:
     """A shift to the right that fills with zeros; int64's own copies the sign."""
-    return (x >> places) & (2 ** (64 - places) - 1)
+    shifted: Tensor = (x >> places) & ((1 << (64 - places)) - 1)
+    return shifted
 
 
 def _signed(x: int) -> int:

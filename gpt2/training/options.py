@@ -85,6 +85,8 @@ class TrainingOptions:
                 f"micro_batch_size = {self.micro_batch_size} does not divide batch_size = {self.batch_size}; "
                 "choose a divisor."
             )
+        # A shape that no GPT-2 has is refused here, before any data is read.
+        self.model_config(vocab_size=self.vocab_size or 50257)
 
     def model_config(self, vocab_size: int) -> GPT2Config:
         """The shape of the model, for a vocabulary of this many tokens."""

@@ -137,7 +137,7 @@ def test_we_read_what_transformers_wrote(network: GPT2, shard: str, tmp_path: Pa
     from gpt2.tokenizer import write_tokenizer
 
     peer = layouts.peer_model(state_of(network), network.config)
-    peer.save_pretrained(tmp_path, max_shard_size=shard)  # type: ignore[operator]
+    peer.save_pretrained(tmp_path, max_shard_size=shard)
     write_tokenizer(small_tokenizer(), tmp_path)
     assert (tmp_path / "model.safetensors.index.json").exists() == (shard == "10KB")
     assert_same(logits_of(load(tmp_path).network), peer_logits(peer, network.config))

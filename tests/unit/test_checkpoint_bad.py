@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from gpt2.checkpoint import LanguageModel, load, read_directory, write_directory
+from gpt2.config import GPT2Config
 from gpt2.errors import BadCheckpoint, BadOption, BadTokenizer, Notice
 from gpt2.model import GPT2
 from gpt2.tokenizer import Tokenizer
@@ -295,7 +296,7 @@ class TestFolders:
             read_directory(tmp_path)
 
     def test_without_a_tokenizer_but_with_gpt2s_vocabulary(self, tmp_path: Path) -> None:
-        config = layouts.GPT2Config(n_positions=16, n_embd=16, n_layer=1, n_head=1)
+        config = GPT2Config(n_positions=16, n_embd=16, n_layer=1, n_head=1)
         write_hub(tmp_path, hub_state(state_of(random_network(config)), config), config)
         for file in ("tokenizer.json", "vocab.json", "merges.txt"):
             (tmp_path / file).unlink()
@@ -309,7 +310,7 @@ class TestFolders:
             read_directory(tmp_path)
 
     def test_a_tokenizer_smaller_than_the_embedding_is_fine(self, tmp_path: Path) -> None:
-        config = layouts.GPT2Config(vocab_size=320, n_positions=16, n_embd=16, n_layer=1, n_head=1)
+        config = GPT2Config(vocab_size=320, n_positions=16, n_embd=16, n_layer=1, n_head=1)
         write_hub(tmp_path, hub_state(state_of(random_network(config)), config), config)
         assert load(tmp_path).tokenizer.vocab_size == 300
 
@@ -358,7 +359,7 @@ class TestOneFile:
 
     def test_nanogpt_that_says_otherwise(self, tmp_path: Path) -> None:
         state = state_of(random_network())
-        other = layouts.GPT2Config(vocab_size=300, n_positions=16, n_embd=32, n_layer=3, n_head=2)
+        other = GPT2Config(vocab_size=300, n_positions=16, n_embd=32, n_layer=3, n_head=2)
         with pytest.raises(BadCheckpoint, match=r"model_args.*n_layer = 3.*2 layers"):
             load(layouts.write_nanogpt(tmp_path / "ckpt.pt", state, other))
 

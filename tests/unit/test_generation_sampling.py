@@ -269,9 +269,10 @@ def test_the_noise_is_gumbels() -> None:
         noise = gumbel_noise([seed], [number], ids)[0].numpy()
         assert scipy.stats.kstest(noise, "gumbel_r").pvalue > 1e-4
         assert abs(np.corrcoef(noise[:-1], noise[1:])[0, 1]) < 0.02
-    a, b, c = (gumbel_noise([seed], [number], ids)[0].numpy() for seed, number in [(0, 0), (0, 1), (1, 0)])
-    assert abs(np.corrcoef(a, b)[0, 1]) < 0.02
-    assert abs(np.corrcoef(a, c)[0, 1]) < 0.02
+    # Neighbours of every kind: the samples of one prompt use seed, seed + 1, ... and tokens 0, 1, ...
+    near = [gumbel_noise([seed], [number], ids)[0].numpy() for seed in range(3) for number in range(3)]
+    correlations = np.corrcoef(near) - np.eye(len(near))
+    assert np.abs(correlations).max() < 0.03
 
 
 def test_the_noise_depends_on_nothing_else() -> None:

@@ -395,7 +395,7 @@ def test_whatever_is_read_means_the_same_to_tokenizers(data: st.DataObject, tmp_
         for key in path:
             holder = holder[key]
         if data.draw(st.booleans()):
-            holder[last] = data.draw(VALUES)
+            holder[last] = copy.deepcopy(data.draw(VALUES))
         else:
             del holder[last]
     (tmp_path / "tokenizer.json").write_text(json.dumps(document), encoding="utf-8")

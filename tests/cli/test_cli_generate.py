@@ -1,0 +1,126 @@
+"""`gpt2 generate` and `gpt2 next`: what is printed is what the Python API gives."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from gpt2.checkpoint import load
+from gpt2.generation import generate, next_tokens
+
+
+def test_the_text_follows_the_prompt(gpt2, model_path):
+    expected = generate(load(model_path), "ab", max_tokens=12, seed=3).text
+    answer = gpt2("generate", "ab", "--model", model_path, "--max-tokens", "12", "--seed", "3")
+    assert answer.code == 0
+    assert answer.out == "ab" + expected + "\n"
+    assert gpt2("generate", "ab", "--no-echo", "--model", model_path, "--max-tokens", 12, "--seed", 3).out == expected + "\n"
+
+
+def test_json_has_the_stable_fields(gpt2, model_path):
+    answer = gpt2("generate", "ab", "--model", model_path, "--max-tokens", 5, "--seed", 3, "--json", "--logprobs", 2)
+    expected = generate(load(model_path), "ab", max_tokens=5, seed=3, logprobs=2)
+    assert answer.err == ""
+    assert answer.json["text"] == expected.text
+    assert answer.json["ids"] == expected.ids
+    assert answer.json["finish_reason"] == expected.finish_reason
+    assert answer.json["seed"] == 3
+    assert [each["id"] for each in answer.json["logprobs"]] == expected.ids
+    assert all(len(each["top"]) == 2 for each in answer.json["logprobs"])
+    assert gpt2("generate", "ab", "--model", model_path, "--max-tokens", 1, "--json").json["logprobs"] is None
+
+
+def test_a_file_of_prompts_is_a_batch(gpt2, model_path, tmp_path):
+    (tmp_path / "prompts.txt").write_text("one\n\nthree is longer\n")
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "one"}\n{"prompt": ""}\n{"prompt": "three is longer"}\n')
+    flags = ("--model", model_path, "--max-tokens", 6, "--seed", 1, "--json")
+    answers = [gpt2("generate", "--prompts", tmp_path / name, *flags).json for name in ("prompts.txt", "prompts.jsonl")]
+    assert answers[0] == answers[1]
+    assert [each["prompt"] for each in answers[0]] == ["one", "", "three is longer"]
+    alone = gpt2("generate", "three is longer", *flags).json
+    assert answers[0][2] == alone
+
+
+def test_samples_use_the_seeds_that_follow(gpt2, model_path):
+    flags = ("--model", model_path, "--max-tokens", 6, "--json")
+    several = gpt2("generate", "ab", "--n", 3, "--seed", 5, *flags).json
+    assert [each["seed"] for each in several] == [5, 6, 7]
+    assert several[2] == gpt2("generate", "ab", "--seed", 7, *flags).json
+    plain = gpt2("generate", "ab", "--n", 2, "--seed", 5, "--model", model_path, "--max-tokens", 6).out
+    assert "--- 1 (seed 5)" in plain
+    assert "--- 2 (seed 6)" in plain
+
+
+def test_standard_input_loses_one_line_end(gpt2, model_path):
+    flags = ("--model", model_path, "--max-tokens", 4, "--seed", 1, "--json")
+    assert gpt2("generate", "-", *flags, stdin=b"ab\n").json == gpt2("generate", "ab", *flags).json
+    assert gpt2("generate", "-", *flags, stdin=b"ab\n\n").json["prompt"] == "ab\n"
+    bad = gpt2("generate", "-", *flags, stdin=b"ab\xff")
+    assert bad.code == 2
+    assert "Standard input is not UTF-8 text: byte 2 is 0xff" in bad.err
+
+
+def test_output_goes_to_a_file(gpt2, model_path, tmp_path):
+    flags = ("--model", model_path, "--max-tokens", 4, "--seed", 1)
+    assert gpt2("generate", "ab", *flags, "--out", tmp_path / "a.txt").out == ""
+    assert (tmp_path / "a.txt").read_text() == gpt2("generate", "ab", *flags).out
+    gpt2("generate", "ab", *flags, "--json", "--out", tmp_path / "a.json")
+    assert json.loads((tmp_path / "a.json").read_text())["prompt"] == "ab"
+
+
+def test_a_bad_option_does_not_empty_the_output_file(gpt2, model_path, tmp_path):
+    (tmp_path / "a.txt").write_text("precious")
+    answer = gpt2("generate", "ab", "--top-p", "7", "--model", model_path, "--out", tmp_path / "a.txt")
+    assert answer.code == 2
+    assert (tmp_path / "a.txt").read_text() == "precious"
+
+
+def test_a_window_that_slides_says_so_once_on_stderr(gpt2, model_path):
+    answer = gpt2("generate", "ab", "--model", model_path, "--max-tokens", 100, "--seed", 1, "--temperature", 1, "--top-k", 0)
+    assert answer.code == 0
+    assert answer.err.count("note:") <= 1
+    refused = gpt2("generate", "ab", "--model", model_path, "--max-tokens", 100, "--overflow", "error")
+    assert refused.code == 2
+
+
+def test_an_argument_that_is_no_text_is_refused(gpt2, model_path):
+    answer = gpt2("generate", "a\udcff", "--model", model_path)
+    assert answer.code == 2
+    assert "surrogate" in answer.err
+
+
+def test_next_shows_the_models_own_probabilities(gpt2, model_path):
+    expected = next_tokens(load(model_path), "ab", 4)
+    candidates = gpt2("next", "ab", "--model", model_path, "-n", 4, "--json").json["candidates"]
+    assert [each["id"] for each in candidates] == [each.id for each in expected]
+    assert [each["probability"] for each in candidates] == pytest.approx([each.probability for each in expected])
+    table = gpt2("next", "ab", "--model", model_path, "-n", 4).out
+    assert f"{expected[0].probability:.2%}" in table
+    assert "█" in table
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
+def test_ctrl_c_keeps_what_was_written(model_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gpt2", "generate", "ab", "--model", model_path, "--max-tokens", "1000000", "--top-k", "0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    first = process.stdout.read(30)
+    process.send_signal(signal.SIGINT)
+    rest, error = process.communicate(timeout=60)
+    assert first.startswith(b"ab")
+    assert rest.endswith(b"\n")
+    assert b"Traceback" not in error
+    assert process.returncode == 130
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes as POSIX has them")
+def test_a_reader_that_leaves_is_no_error(model_path):
+    command = f"{sys.executable} -m gpt2 generate ab --model {model_path} --max-tokens 3000 --top-k 0 | head -c 10"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, timeout=120, check=True)
+    assert b"Traceback" not in done.stderr
