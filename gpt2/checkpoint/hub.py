@@ -36,12 +36,14 @@ def fetch(name: str, revision: str | None = None) -> Path:
     Raises Unavailable, with what to do, when it can be had neither way; BadCheckpoint for a repository with another
     kind of model (found out before any weights are fetched).
     """
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import RevisionNotFoundError
 
     # Any failure inside huggingface_hub is a model that cannot be had; its exceptions changed with every major version.
     try:
-        files = [entry.rfilename for entry in HfApi().model_info(name, revision=revision).siblings or []]
+        # With a time limit: a network that swallows everything should not hold up a model that is in the cache.
+        info = HfApi().model_info(name, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+        files = [entry.rfilename for entry in info.siblings or []]
     except RevisionNotFoundError as error:
         raise Unavailable(_reason(name, revision, error)) from error
     except Exception as error:

@@ -315,10 +315,18 @@ def test_ids_without_a_text_are_never_drawn() -> None:
 # Leaving early, and leaving nothing behind.
 
 
-def test_inference_mode_is_off_where_events_are_consumed() -> None:
-    for _ in decode(model(), [[1]], GenerationOptions(max_tokens=3, seed=1)):
+def test_inference_mode_is_on_in_the_steps_and_off_where_events_are_consumed(monkeypatch: pytest.MonkeyPatch) -> None:
+    original, inside = GPT2.hidden, []
+
+    def hidden(self: GPT2, *rest: object) -> torch.Tensor:
+        inside.append(torch.is_inference_mode_enabled())
+        return original(self, *rest)
+
+    monkeypatch.setattr(GPT2, "hidden", hidden)
+    for _ in decode(model(), [[1]], GenerationOptions(max_tokens=3, sampling=NO_END)):
         assert not torch.is_inference_mode_enabled()
         assert torch.is_grad_enabled()
+    assert inside == [True] * 3
 
 
 def test_closing_ends_the_work(reads: list[tuple[int, int]]) -> None:

@@ -284,6 +284,15 @@ def test_the_noise_depends_on_nothing_else() -> None:
     assert not torch.equal(beside, gumbel_noise([5], [4], shuffled[None])[0])
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="left out: no CUDA device")
+def test_the_noise_does_not_depend_on_the_device() -> None:
+    ids = torch.arange(50257)[None]
+    torch.testing.assert_close(
+        gumbel_noise([1, -5], [0, 9], ids.cuda()).cpu(), gumbel_noise([1, -5], [0, 9], ids), atol=1e-12, rtol=1e-12
+    )
+
+
 def test_the_hash_is_splitmix64() -> None:
     """The first numbers of the published generator from state 0; and the tensors' hash is the whole numbers'."""
     state = [(number * sampling._STEP) % 2**64 for number in (1, 2, 3)]
