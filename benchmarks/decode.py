@@ -1,6 +1,6 @@
 """Decode and prefill tokens/s of ours beside transformers: same weights, same prompt, greedy, equal work, in turn.
 
-    python -m benchmarks.decode [--size gpt2] [--batch 1] [--repeats 5]
+python -m benchmarks.decode [--size gpt2] [--batch 1] [--repeats 5]
 """
 
 import argparse

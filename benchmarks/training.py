@@ -1,6 +1,6 @@
 """Training tokens/s of ours beside transformers' model in the same plain loop: same shape, batch, AdamW, in turn.
 
-    python -m benchmarks.training [--size small] [--batch 8] [--dtype bfloat16] [--repeats 5]
+python -m benchmarks.training [--size small] [--batch 8] [--dtype bfloat16] [--repeats 5]
 """
 
 import argparse

@@ -2,9 +2,10 @@
 
 import json
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from enum import StrEnum
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -17,13 +18,15 @@ from gpt2.cli.common import (
     Threads,
     Width,
     load_model,
-    print_json,
     read_file,
     read_text,
     without_line_end,
 )
 from gpt2.errors import BadOption, BadPrompt
-from gpt2.generation import DEFAULTS
+from gpt2.generation import DEFAULTS, GenerationOptions, SamplingOptions
+
+if TYPE_CHECKING:
+    from gpt2.generation import Completion
 
 _SAMPLING = DEFAULTS.sampling
 
@@ -100,50 +103,14 @@ def command(
         raise BadOption("Give a prompt or --prompts, not both.")
     if logprobs is not None and not as_json:
         raise BadOption("--logprobs is printed with --json only.")
-    texts = _read_prompts(prompts) if prompts is not None else [read_text(prompt)]
-    biases = _read_biases(logit_bias or [])
-    from gpt2.generation import Completion, generate, stream
-
-    language_model = load_model(model, revision, device, dtype, threads)
-    target: IO[str] = sys.stdout if out is None else out.open("w", encoding="utf-8")
-    with target if out is not None else _Open():
-        if as_json or len(texts) > 1 or n > 1:
-            answer = generate(
-                language_model,
-                texts,
-                max_tokens=max_tokens,
-                temperature=temperature,
-                top_k=top_k,
-                top_p=top_p,
-                min_p=min_p,
-                repetition_penalty=repetition_penalty,
-                presence_penalty=presence_penalty,
-                frequency_penalty=frequency_penalty,
-                logit_bias=biases,
-                seed=seed,
-                stop=stop or (),
-                logprobs=logprobs,
-                overflow=overflow.value,
-                n=n,
-            )
-            assert isinstance(answer, list)
-            sources = [text for text in texts for _ in range(n)]
-            if as_json:
-                documents = [_document(source, completion) for source, completion in zip(sources, answer, strict=True)]
-                document = documents[0] if prompts is None and n == 1 else documents
-                if out is None:
-                    print_json(document)
-                else:
-                    target.write(json.dumps(document, ensure_ascii=False) + "\n")
-                return
-            for number, (source, completion) in enumerate(zip(sources, answer, strict=True), 1):
-                assert isinstance(completion, Completion)
-                target.write(f"--- {number} (seed {completion.seed})\n{source if echo else ''}{completion.text}\n")
-            return
-        pieces = stream(
-            language_model,
-            texts[0],
-            max_tokens=max_tokens,
+    # Everything that can be refused is, before a model is loaded or a file is opened.
+    options = GenerationOptions(
+        max_tokens=max_tokens,
+        stop=stop or (),
+        seed=seed,
+        logprobs=logprobs,
+        overflow=overflow.value,
+        sampling=SamplingOptions(
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
@@ -151,27 +118,42 @@ def command(
             repetition_penalty=repetition_penalty,
             presence_penalty=presence_penalty,
             frequency_penalty=frequency_penalty,
-            logit_bias=biases,
-            seed=seed,
-            stop=stop or (),
-            overflow=overflow.value,
-        )
-        target.write(texts[0] if echo else "")
-        target.flush()
+            logit_bias=_read_biases(logit_bias or []),
+        ),
+    )
+    texts = _read_prompts(prompts) if prompts is not None else [read_text(prompt)]
+    from gpt2.generation import complete, pieces
+
+    language_model = load_model(model, revision, device, dtype, threads)
+    if as_json or len(texts) > 1 or n > 1:
+        answers = complete(language_model, texts, options, n)
+        sources = [text for text in texts for _ in range(n)]
+        if as_json:
+            documents = [_document(*pair) for pair in zip(sources, answers, strict=True)]
+            answer = json.dumps(documents[0] if prompts is None and n == 1 else documents, ensure_ascii=False) + "\n"
+        else:
+            answer = "".join(
+                f"--- {number} (seed {completion.seed})\n{source if echo else ''}{completion.text}\n"
+                for number, (source, completion) in enumerate(zip(sources, answers, strict=True), 1)
+            )
+        with _target(out) as file:
+            file.write(answer)
+        return
+    stream = pieces(language_model, texts[0], options)
+    with _target(out) as file:
+        file.write(texts[0] if echo else "")
+        file.flush()
         try:
-            for piece in pieces:
-                target.write(piece)
-                target.flush()
+            for piece in stream:
+                file.write(piece)
+                file.flush()
         finally:
-            target.write("\n")
+            file.write("\n")
 
 
-class _Open:
-    """Leaves standard output open."""
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None: ...
+def _target(out: Path | None) -> AbstractContextManager[IO[str]]:
+    """The file to write, or standard output, which stays open."""
+    return nullcontext(sys.stdout) if out is None else out.open("w", encoding="utf-8")
 
 
 def _read_prompts(path: Path) -> list[str]:
@@ -207,7 +189,7 @@ def _read_biases(items: list[str]) -> dict[int, float]:
     return biases
 
 
-def _document(prompt: str, completion: Any) -> dict[str, Any]:
+def _document(prompt: str, completion: "Completion") -> dict[str, Any]:
     logprobs = completion.logprobs
     return {
         "prompt": prompt,

@@ -10,7 +10,7 @@ from gpt2.generation.options import DEFAULTS, GenerationOptions, Overflow, Sampl
 from gpt2.generation.stops import StopMatcher
 
 if TYPE_CHECKING:
-    from gpt2.generation.api import Candidate, Completion, TokenLogprob, generate, next_tokens, stream
+    from gpt2.generation.api import Candidate, Completion, TokenLogprob, complete, generate, next_tokens, pieces, stream
     from gpt2.generation.loop import Event, decode
 
 __all__ = [
@@ -23,14 +23,17 @@ __all__ = [
     "SamplingOptions",
     "StopMatcher",
     "TokenLogprob",
+    "complete",
     "decode",
     "generate",
     "next_tokens",
+    "pieces",
     "stream",
 ]
 
 _HOMES = {
-    **dict.fromkeys(["Candidate", "Completion", "TokenLogprob", "generate", "next_tokens", "stream"], "api"),
+    **dict.fromkeys(["Candidate", "Completion", "TokenLogprob", "complete", "generate"], "api"),
+    **dict.fromkeys(["next_tokens", "pieces", "stream"], "api"),
     **dict.fromkeys(["Event", "decode"], "loop"),
 }
 

@@ -6,7 +6,7 @@ would get alone.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -100,19 +100,23 @@ def generate(
     sampling = SamplingOptions(
         temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty, logit_bias
     )
-    options = GenerationOptions(max_tokens, stop, seed, logprobs, overflow, sampling)
-    n = whole_number("n", n, 1)
     prompts, is_batch = _prompts(prompt)
+    completions = complete(model, prompts, GenerationOptions(max_tokens, stop, seed, logprobs, overflow, sampling), n)
+    return completions if is_batch or n > 1 else completions[0]
+
+
+def complete(
+    model: "LanguageModel", prompts: Sequence[Prompt], options: GenerationOptions = DEFAULTS, n: int = 1
+) -> list[Completion]:
+    """What `generate` does, for options in one piece: `n` completions of each prompt, side by side."""
+    n = whole_number("n", n, 1)
     ids = [_ids(model, each) for each in prompts for _ in range(n)]
     seeds = [first + sample for first in options.seeds(len(prompts)) for sample in range(n)]
-    options = GenerationOptions(max_tokens, stop, seeds, logprobs, overflow, sampling)
     events: list[list[Event]] = [[] for _ in ids]
-    for event in decode(model, ids, options):
+    for event in decode(model, ids, replace(options, seed=seeds)):
         events[event.row].append(event)
-    completions = [
-        _completion(model, *row, with_logprobs=logprobs is not None) for row in zip(events, ids, seeds, strict=True)
-    ]
-    return completions if is_batch or n > 1 else completions[0]
+    with_logprobs = options.logprobs is not None
+    return [_completion(model, *row, with_logprobs=with_logprobs) for row in zip(events, ids, seeds, strict=True)]
 
 
 def stream(
@@ -142,11 +146,15 @@ def stream(
     sampling = SamplingOptions(
         temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty, logit_bias
     )
-    options = GenerationOptions(max_tokens, stop, seed, None, overflow, sampling)
     prompts, is_batch = _prompts(prompt)
     if is_batch:
         raise BadPrompt(f"stream reads one prompt and was given a list of {len(prompts)}; generate reads several.")
-    events = decode(model, [_ids(model, prompts[0])], options)
+    return pieces(model, prompts[0], GenerationOptions(max_tokens, stop, seed, None, overflow, sampling))
+
+
+def pieces(model: "LanguageModel", prompt: Prompt, options: GenerationOptions = DEFAULTS) -> Iterator[str]:
+    """What `stream` does, for options in one piece."""
+    events = decode(model, [_ids(model, prompt)], options)
     return (event.text for event in events if event.text)
 
 

@@ -7,6 +7,7 @@ chosen is in `sampling.py`; whole answers and streams of text are made from the 
 """
 
 import operator
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -94,8 +95,7 @@ def decode(
     slide = _Slide(model.config.n_positions)
     for row in rows:
         if options.max_tokens > 0 and len(row.prompt) > slide.window:
-            # The line that called `generate` or `stream`, which called this.
-            slide.notice(len(row.prompt), stacklevel=4)
+            slide.notice(len(row.prompt))
             break
     return _events(model, rows, options, slide)
 
@@ -122,7 +122,7 @@ class _Slide:
         self.keep = max(1, window // 2)
         self._said = False
 
-    def notice(self, tokens: int, stacklevel: int) -> None:
+    def notice(self, tokens: int) -> None:
         """Says how much of a text of so many tokens is dropped, unless it has been said."""
         if not self._said:
             self._said = True
@@ -131,7 +131,7 @@ class _Slide:
                 f"were dropped and the newest {self.keep} read again, as will happen whenever the window is full; "
                 "overflow='stop' ends the text there instead.",
                 Notice,
-                stacklevel=stacklevel,
+                stacklevel=_frames_to_caller(),
             )
 
 
@@ -195,8 +195,7 @@ class _Batch:
     def _reread(self, place: int) -> None:
         """Empties a full row and reads the newest half of the window again, but for the token that is fed next."""
         row = self.rows[place]
-        # The line that consumes: below it are `generate` or `stream`, `_events`, and torch's wrapper around `step`.
-        self.slide.notice(len(row.prompt) + len(row.output), stacklevel=8)
+        self.slide.notice(len(row.prompt) + len(row.output))
         kept = [*row.prompt, *row.output][-self.slide.keep :]
         self.cache.row(place).clear()
         if len(kept) > 1:
@@ -239,6 +238,14 @@ class _Batch:
         row.finished = finish_reason is not None
         shown = None if id == self.model.tokenizer.end_of_text else id
         return Event(row.number, shown, text, *logprob, finish_reason)
+
+
+def _frames_to_caller() -> int:
+    """How far up the line is that asked for the text, so that a warning names it and not a line of ours."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back and frame.f_globals["__name__"].startswith((__package__, "torch.")):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _vocabulary(model: "LanguageModel") -> int:

@@ -17,7 +17,10 @@ def test_the_text_follows_the_prompt(gpt2, model_path):
     answer = gpt2("generate", "ab", "--model", model_path, "--max-tokens", "12", "--seed", "3")
     assert answer.code == 0
     assert answer.out == "ab" + expected + "\n"
-    assert gpt2("generate", "ab", "--no-echo", "--model", model_path, "--max-tokens", 12, "--seed", 3).out == expected + "\n"
+    assert (
+        gpt2("generate", "ab", "--no-echo", "--model", model_path, "--max-tokens", 12, "--seed", 3).out
+        == expected + "\n"
+    )
 
 
 def test_json_has_the_stable_fields(gpt2, model_path):
@@ -79,7 +82,9 @@ def test_a_bad_option_does_not_empty_the_output_file(gpt2, model_path, tmp_path)
 
 
 def test_a_window_that_slides_says_so_once_on_stderr(gpt2, model_path):
-    answer = gpt2("generate", "ab", "--model", model_path, "--max-tokens", 100, "--seed", 1, "--temperature", 1, "--top-k", 0)
+    answer = gpt2(
+        "generate", "ab", "--model", model_path, "--max-tokens", 100, "--seed", 1, "--temperature", 1, "--top-k", 0
+    )
     assert answer.code == 0
     assert answer.err.count("note:") <= 1
     refused = gpt2("generate", "ab", "--model", model_path, "--max-tokens", 100, "--overflow", "error")
@@ -105,7 +110,19 @@ def test_next_shows_the_models_own_probabilities(gpt2, model_path):
 @pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
 def test_ctrl_c_keeps_what_was_written(model_path):
     process = subprocess.Popen(
-        [sys.executable, "-m", "gpt2", "generate", "ab", "--model", model_path, "--max-tokens", "1000000", "--top-k", "0"],
+        [
+            sys.executable,
+            "-m",
+            "gpt2",
+            "generate",
+            "ab",
+            "--model",
+            model_path,
+            "--max-tokens",
+            "1000000",
+            "--top-k",
+            "0",
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )

@@ -1,4 +1,4 @@
-"""Law `accumulate`: k micro-batches give the gradients of one big batch, ragged targets too (1e-6 relative, float64)."""
+"""Law `accumulate`: k micro-batches give the gradients of one big batch, ragged targets too (1e-6 relative)."""
 
 import pytest
 import torch
@@ -66,5 +66,7 @@ def test_a_mean_per_micro_batch_would_break_the_law(network):
     ids = random_ids(8, 16, 300)
     targets = ragged_targets(ids)
     whole = accumulate_gradients(network.loss, ids, targets, 8).item()
-    means = [network.loss(ids[i : i + 1], targets[i : i + 1]) / (targets[i] != -100).sum().clamp(min=1) for i in range(8)]
+    means = [
+        network.loss(ids[i : i + 1], targets[i : i + 1]) / (targets[i] != -100).sum().clamp(min=1) for i in range(8)
+    ]
     assert abs(torch.stack(means).mean().item() - whole) > 1e-3

@@ -1,5 +1,6 @@
 """Files to documents to ids to batches."""
 
+import itertools
 import json
 
 import numpy as np
@@ -76,7 +77,7 @@ def test_many_documents_are_held_out_by_hash_whatever_stands_beside_them():
     first = split(documents, 0.1)
     assert 25 < len(first.validation) < 80
     assert sorted(first.training + first.validation) == sorted(documents)
-    later = split(documents[::-1] + ["another"], 0.1)
+    later = split([*documents[::-1], "another"], 0.1)
     assert set(first.validation) <= set(later.validation)
 
 
@@ -113,7 +114,7 @@ def test_an_epoch_reads_every_window_once_and_targets_are_next_tokens(length, co
         starts += inputs[:, 0].tolist()
     epoch = sorted(starts[: batches.windows])
     assert len(set(epoch)) == batches.windows
-    assert all(b - a == batches.window for a, b in zip(epoch, epoch[1:], strict=False))
+    assert all(b - a == batches.window for a, b in itertools.pairwise(epoch))
 
 
 def test_a_step_is_a_pure_function_of_seed_and_step():

@@ -186,7 +186,10 @@ def test_text_shorter_than_the_window_trains(tmp_path):
 
 def test_bfloat16_trains_in_float32_weights(text, tmp_path):
     train(replace(OPTIONS, dtype="bfloat16"), [text], tmp_path / "run", Recorder())
-    assert load_file(tmp_path / "run/checkpoints/step-000010/model.safetensors")["transformer.wte.weight"].dtype == torch.float32
+    assert (
+        load_file(tmp_path / "run/checkpoints/step-000010/model.safetensors")["transformer.wte.weight"].dtype
+        == torch.float32
+    )
 
 
 @pytest.mark.parametrize(
