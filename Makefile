@@ -10,13 +10,16 @@ BIN := .venv/bin
 endif
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: run test lint format test-peers test-wheel bench clean help
+.PHONY: run test lint test-slow test-peers bench clean help
 
 run: .venv/.installed  ## complete a prompt with the model that ships in the package
 	@$(BIN)/gpt2 generate "$(PROMPT)" --max-tokens 120
 
-test: .venv/.installed-test  ## the test suite
-	@$(BIN)/python -m pytest -n 2 --dist worksteal -q --ignore=tests/peers $(ARGS)
+test: .venv/.installed-test  ## the test suite: without a GPU, without other programs' environments, without what takes minutes
+	@$(BIN)/python -m pytest -n 2 --dist worksteal -q --ignore=tests/peers -m "not slow and not gpu" $(ARGS)
+
+test-slow: .venv/.installed-test  ## what takes minutes and 16 GB: the four sizes whole
+	@$(BIN)/python -m pytest -q --ignore=tests/peers -m slow $(ARGS)
 
 lint: .venv/.installed-test  ## style and types
 	@$(BIN)/ruff check .
