@@ -131,7 +131,7 @@ class _Reporter:
         self._bar.stop()
 
     def note(self, text: str) -> None:
-        self._console.print(text, markup=False)
+        self._console.print(text, markup=False, soft_wrap=True)
 
     def start(self, step: int, steps: int) -> None:
         self._bar.update(self._task, completed=step, total=steps, visible=True)

@@ -28,7 +28,7 @@ from gpt2.checkpoint import LanguageModel
 from gpt2.errors import BadData, BadOption, Error, Unavailable
 from gpt2.model import GPT2
 from gpt2.tokenizer import Tokenizer, learn
-from gpt2.training.data import Batches, Ids, read_documents, split, to_ids
+from gpt2.training.data import Batches, Ids, Split, read_documents, split, to_ids
 from gpt2.training.evaluate import Evaluation, evaluate
 from gpt2.training.optimizer import Optimizer
 from gpt2.training.options import TrainingOptions
@@ -79,18 +79,12 @@ def train(
     `sample` writes a text with a model; None: no samples. Ctrl-C ends the run after a checkpoint.
     Raises BadData, BadOption, Busy or Unavailable before anything is trained.
     """
-    run = RunFolder.create(out, options, [str(path.absolute()) for path in data])
+    run = RunFolder.create(out)
+    # Whatever is wrong with the data is found before there is a folder that would be in the way of the next try.
+    start = _start(options, data, reporter)
     with run.locked():
-        device = _prepare(options)
-        parts = split(read_documents(data), options.validation)
-        tokenizer = Tokenizer.gpt2()
-        if options.vocab_size:
-            reporter.note(f"learning a vocabulary of {options.vocab_size:,} tokens")
-            tokenizer = learn(parts.training, options.vocab_size)
-        tokens = _tokenise(parts.training, parts.validation, tokenizer, reporter)
-        network = GPT2(options.model_config(tokenizer.vocab_size)).initialise(options.seed).to(device)
-        optimizer = Optimizer(network, options)
-        return _Run(options, run, network, tokenizer, optimizer, tokens, reporter, sample).go(first_step=0)
+        run.write_recipe(options, [str(path.absolute()) for path in data])
+        return _Run(options, run, *start, reporter, sample).go(first_step=0)
 
 
 def resume(
@@ -101,18 +95,21 @@ def resume(
 ) -> Result:
     """Goes on with the run in `out` from its latest checkpoint, bit for bit as if it had not stopped (on one CPU).
 
-    `steps` gives the run another length. Raises BadOption if there is no run, BadCheckpoint if it has no checkpoint,
-    BadData if its data has changed.
+    A run that was killed before its first checkpoint begins again. `steps` gives the run another length.
+    Raises BadOption if there is no run, BadCheckpoint if its checkpoint is damaged, BadData if its data has changed.
     """
     run, options, data = RunFolder.open(out)
+    files = [Path(path) for path in data]
     if steps is not None:
         options = dataclasses.replace(options, steps=steps)
-        run.write_recipe(options, data)
     with run.locked():
+        run.write_recipe(options, data)
+        if run.checkpoint() is None:
+            run.forget_after(0)
+            return _Run(options, run, *_start(options, files, reporter), reporter, sample).go(first_step=0)
         device = _prepare(options)
         network, tokenizer, optimizer_state, state = run.load()
-        parts = split(read_documents([Path(path) for path in data]), options.validation)
-        tokens = _tokenise(parts.training, parts.validation, tokenizer, reporter)
+        tokens = _tokenise(split(read_documents(files), options.validation), tokenizer, reporter)
         if tokens.fingerprint != state["data"]:
             raise BadData(
                 f"The data of {out} has changed since the checkpoint: {', '.join(data)}. Restore it, or start anew."
@@ -122,6 +119,21 @@ def resume(
         optimizer.load_state_dict(optimizer_state)
         run.forget_after(state["step"])
         return _Run(options, run, network, tokenizer, optimizer, tokens, reporter, sample, state).go(state["step"])
+
+
+def _start(
+    options: TrainingOptions, data: Sequence[Path], reporter: Reporter
+) -> tuple[GPT2, Tokenizer, Optimizer, Data]:
+    """What a run has before its first step."""
+    device = _prepare(options)
+    parts = split(read_documents(data), options.validation)
+    tokenizer = Tokenizer.gpt2()
+    if options.vocab_size:
+        reporter.note(f"learning a vocabulary of {options.vocab_size:,} tokens")
+        tokenizer = learn(parts.training, options.vocab_size)
+    tokens = _tokenise(parts, tokenizer, reporter)
+    network = GPT2(options.model_config(tokenizer.vocab_size)).initialise(options.seed).to(device)
+    return network, tokenizer, Optimizer(network, options), tokens
 
 
 def accumulate_gradients(
@@ -322,15 +334,10 @@ def _prepare(options: TrainingOptions) -> torch.device:
     return device
 
 
-def _tokenise(training: list[str], validation: list[str], tokenizer: Tokenizer, reporter: Reporter) -> Data:
+def _tokenise(parts: Split, tokenizer: Tokenizer, reporter: Reporter) -> Data:
     threads = torch.get_num_threads()
-    data = Data(
-        to_ids(training, tokenizer, threads),
-        to_ids(validation, tokenizer, threads),
-        sum(len(text.encode()) for text in validation),
-        "",
-    )
-    digest = hashlib.sha256(data.training.tobytes())
-    digest.update(data.validation.tobytes())
-    reporter.note(f"{len(data.training):,} tokens to train on, {len(data.validation):,} held out")
-    return Data(data.training, data.validation, data.validation_bytes, digest.hexdigest())
+    training, validation = to_ids(parts.training, tokenizer, threads), to_ids(parts.validation, tokenizer, threads)
+    digest = hashlib.sha256(training.tobytes())
+    digest.update(validation.tobytes())
+    reporter.note(f"{len(training):,} tokens to train on, {len(validation):,} held out")
+    return Data(training, validation, sum(len(text.encode()) for text in parts.validation), digest.hexdigest())

@@ -41,15 +41,13 @@ class RunFolder:
         self.path = path
 
     @classmethod
-    def create(cls, path: Path, options: TrainingOptions, data: list[str]) -> "RunFolder":
-        """A new run's folder; raises BadOption if something is already there."""
+    def create(cls, path: Path) -> "RunFolder":
+        """A new run's folder, not yet on disk; raises BadOption if something is already there."""
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise BadOption(
                 f"{path} is there already; choose another --out, or go on with `gpt2 train --resume {path}`."
             )
-        run = cls(path)
-        run.write_recipe(options, data)
-        return run
+        return cls(path)
 
     @classmethod
     def open(cls, path: Path) -> tuple["RunFolder", TrainingOptions, list[str]]:
@@ -132,7 +130,7 @@ class RunFolder:
         """Network, tokenizer, optimiser and state of the latest checkpoint; raises BadCheckpoint if there is none."""
         path = self.checkpoint()
         if path is None:
-            raise BadCheckpoint(f"{self.path} has no checkpoint yet; delete it and train anew.")
+            raise BadCheckpoint(f"{self.path} has no checkpoint yet.")
         network, tokenizer = read_directory(path)
         folder = path / "training"
         if not (folder / "state.json").is_file():

@@ -12,7 +12,7 @@ from filelock import FileLock
 from safetensors.torch import load_file
 
 from gpt2.checkpoint import load
-from gpt2.errors import BadCheckpoint, BadData, BadOption, Busy, Error
+from gpt2.errors import BadData, BadOption, Busy, Error
 from gpt2.model import GPT2
 from gpt2.training import TrainingOptions, read_recipe, recipe_names, resume, train
 from tests.helpers import Recorder
@@ -155,11 +155,19 @@ def test_resuming_what_is_no_run(tmp_path):
         resume(tmp_path, Recorder())
 
 
-def test_resuming_before_the_first_checkpoint(text, tmp_path):
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(text, tmp_path):
     train(OPTIONS, [text], tmp_path / "run", Recorder())
+    before = (tmp_path / "run" / "checkpoints/step-000010/model.safetensors").read_bytes()
     (tmp_path / "run" / "latest").unlink()
-    with pytest.raises(BadCheckpoint, match="no checkpoint yet"):
-        resume(tmp_path / "run", Recorder())
+    assert resume(tmp_path / "run", Recorder()).step == 10
+    assert (tmp_path / "run" / "checkpoints/step-000010/model.safetensors").read_bytes() == before
+
+
+def test_bad_data_leaves_no_folder_behind(tmp_path):
+    (tmp_path / "a.txt").write_text("too little text for so many tokens")
+    with pytest.raises(BadData, match="give more text"):
+        train(replace(OPTIONS, vocab_size=5000), [tmp_path / "a.txt"], tmp_path / "run", Recorder())
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(text, tmp_path, monkeypatch):
