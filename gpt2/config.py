@@ -76,6 +76,8 @@ class GPT2Config:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise BadOption(f"{name} is {value!r}, but it must be a whole number of at least 1.")
+            if value > 2**24:
+                raise BadOption(f"{name} is {value!r}, which no model has; it is at most {2**24}.")
         if self.n_embd % self.n_head:
             raise BadOption(
                 f"n_embd is {self.n_embd}, which n_head = {self.n_head} does not divide; "

@@ -31,27 +31,33 @@ def write_atomically(path: Path, data: bytes) -> None:
 def new_directory(path: Path) -> Iterator[Path]:
     """Yields an empty folder that becomes `path` when the block ends well, and vanishes when it does not.
 
-    A folder that was at `path` is replaced: it is there, whole, until the new one is.
+    A folder that was at `path` is moved aside for the moment of the exchange, and comes back if that fails.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    old = path.with_name(f".{path.name}.old.tmp")
     try:
-        temporary.chmod(0o777 & ~_umask())
+        mode = 0o777 & ~_umask()
+        temporary.chmod(mode)
         yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                with file.open("rb") as stream:
+        for file in [*temporary.rglob("*"), temporary]:
+            if file.is_dir():
+                _sync_directory(file)
+            else:
+                # Some writers make files that only their owner reads; and Windows syncs only what is open for writing.
+                file.chmod(mode & 0o666)
+                with file.open("r+b") as stream:
                     os.fsync(stream.fileno())
-        _sync_directory(temporary)
-        old = path.with_name(f".{path.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
         if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
             path.rename(old)
         temporary.rename(path)
-        shutil.rmtree(old, ignore_errors=True)
     except BaseException:
+        if old.exists() and not path.exists():
+            old.rename(path)
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+    shutil.rmtree(old, ignore_errors=True)
     _sync_directory(path.parent)
 
 

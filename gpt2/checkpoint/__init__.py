@@ -3,12 +3,13 @@
 from gpt2.checkpoint.convert import convert
 from gpt2.checkpoint.huggingface import read_directory, write_directory
 from gpt2.checkpoint.language_model import LanguageModel
-from gpt2.checkpoint.load import DEFAULT_MODEL, load, locate, shipped
+from gpt2.checkpoint.load import DEFAULT_MODEL, find_device, load, locate, shipped
 
 __all__ = [
     "DEFAULT_MODEL",
     "LanguageModel",
     "convert",
+    "find_device",
     "load",
     "locate",
     "read_directory",

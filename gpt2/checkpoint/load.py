@@ -56,7 +56,7 @@ def load(
     Raises Unavailable for a name or a device that is not to be had here, BadCheckpoint for files that are damaged or
     contradict each other, BadOption for a dtype that does not exist.
     """
-    wanted, target = _dtype(dtype), _device(device)
+    wanted, target = _dtype(dtype), find_device(device)
     path = locate(name, revision)
     network, tokenizer = _read(path, wanted)
     network.requires_grad_(False).eval()
@@ -166,7 +166,8 @@ def _dtype(dtype: str | torch.dtype) -> torch.dtype:
     return widths[name]
 
 
-def _device(device: str) -> torch.device:
+def find_device(device: str) -> torch.device:
+    """The device of this name; raises BadOption for no such name, Unavailable for one that is not here."""
     import torch
 
     try:
@@ -180,7 +181,7 @@ def _device(device: str) -> torch.device:
         if (target.index or 0) >= count:
             raise Unavailable(f"device {device!r}: this machine has {count} CUDA device(s), counted from 0.")
     elif target.type == "mps":
-        if not torch.backends.mps.is_available():
+        if not torch.backends.mps.is_available() or target.index:
             raise Unavailable(f"device {device!r}: PyTorch finds no Apple GPU on this machine; use cpu.")
     elif target.type != "cpu":
         raise BadOption(f"device is {device!r}; models run on cpu, cuda and mps.")

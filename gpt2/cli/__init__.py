@@ -1,8 +1,9 @@
 """The command `gpt2`: one file per command, none of which imports PyTorch before it runs.
 
-Exit codes: 0; 2 for a mistake the caller can mend, in one line on stderr; 1 for ours; 130 after Ctrl-C.
+Exit codes: 0; 2 for a mistake the caller can mend, in one line on stderr; 1 for ours; 130 after Ctrl-C (typer's).
 """
 
+import io
 import os
 import sys
 import warnings
@@ -58,9 +59,9 @@ def run(arguments: Sequence[str]) -> int:
     """Runs the command line; returns the exit code."""
     arguments, debug = _take_debug(arguments)
     for stream in (sys.stdout, sys.stderr):
-        # Where a terminal's own encoding cannot show what a model writes, a replaced character beats a crash.
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")
+        # A terminal shows what its encoding can, and a replaced character beats a crash; files and pipes get UTF-8.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding=None if stream.isatty() else "utf-8", errors="replace")
     with warnings.catch_warnings():
         if not debug:
             warnings.simplefilter("ignore")
@@ -72,9 +73,6 @@ def run(arguments: Sequence[str]) -> int:
             code = typer.main.get_command(app).main(list(arguments), prog_name="gpt2", standalone_mode=False)
             sys.stdout.flush()
             return code if isinstance(code, int) else 0
-        except KeyboardInterrupt:
-            _say("stopped.")
-            return 130
         except BrokenPipeError:
             # Whoever read our output has gone; flushing at exit must not fail once more.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -85,10 +83,6 @@ def run(arguments: Sequence[str]) -> int:
 
 def _failed(error: Exception, debug: bool) -> int:
     """Says what went wrong; returns the exit code."""
-    if type(error).__name__ == "Abort":
-        # What typer makes of Ctrl-C.
-        _say("stopped.")
-        return 130
     if debug and not hasattr(error, "format_message"):
         raise error
     if isinstance(error, Error):
@@ -101,8 +95,8 @@ def _failed(error: Exception, debug: bool) -> int:
         # Usage errors, whichever click typer brings with it.
         _say(f"{error.format_message().rstrip('.')}. See `{_command(error)} --help`.")
         return 2
-    if isinstance(error, OSError) and error.filename is not None:
-        _say(f"{error.filename}: {error.strerror}.")
+    if isinstance(error, OSError) and error.strerror:
+        _say(f"{error.filename}: {error.strerror}." if error.filename is not None else f"{error.strerror}.")
         return 2
     _say(f"{type(error).__name__}: {' '.join(str(error).split()) or 'no message'} (our fault; --debug shows where)")
     return 1
@@ -122,7 +116,5 @@ def _take_debug(arguments: Sequence[str]) -> tuple[list[str], bool]:
 
 
 def _say(text: str) -> None:
-    # On a line of its own, wherever the stream stopped.
-    if sys.stdout.isatty():
-        sys.stdout.flush()
+    sys.stdout.flush()
     print(f"gpt2: {text}", file=sys.stderr, flush=True)

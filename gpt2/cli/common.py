@@ -52,7 +52,7 @@ def load_model(
 
     if threads is not None:
         torch.set_num_threads(threads)
-    return load(model or DEFAULT_MODEL, revision=revision, device=device, dtype=str(dtype))
+    return load(DEFAULT_MODEL if model is None else model, revision=revision, device=device, dtype=str(dtype))
 
 
 def read_text(argument: str) -> str:
@@ -68,9 +68,9 @@ def read_file(path: Path) -> str:
 
 
 def decode(data: bytes, source: str) -> str:
-    """Bytes as UTF-8 text. Raises BadPrompt, naming the source, if they are not."""
+    """Bytes as UTF-8 text, with or without a byte order mark. Raises BadPrompt, naming the source, for other bytes."""
     try:
-        return data.decode("utf-8")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise BadPrompt(f"{source} is not UTF-8 text: byte {error.start} is {data[error.start]:#04x}.") from None
 

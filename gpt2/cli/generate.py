@@ -122,33 +122,39 @@ def command(
         ),
     )
     texts = _read_prompts(prompts) if prompts is not None else [read_text(prompt)]
-    from gpt2.generation import complete, pieces
+    from gpt2.generation import as_completed, pieces
 
     language_model = load_model(model, revision, device, dtype, threads)
-    if as_json or len(texts) > 1 or n > 1:
-        answers = complete(language_model, texts, options, n)
-        sources = [text for text in texts for _ in range(n)]
-        if as_json:
-            documents = [_document(*pair) for pair in zip(sources, answers, strict=True)]
-            answer = json.dumps(documents[0] if prompts is None and n == 1 else documents, ensure_ascii=False) + "\n"
-        else:
-            answer = "".join(
-                f"--- {number} (seed {completion.seed})\n{source if echo else ''}{completion.text}\n"
-                for number, (source, completion) in enumerate(zip(sources, answers, strict=True), 1)
-            )
+    several = prompts is not None or n > 1
+    # Prompts are checked before a file is opened, and the file is opened before any work is done.
+    if not as_json and not several:
+        stream = pieces(language_model, texts[0], options)
         with _target(out) as file:
-            file.write(answer)
-        return
-    stream = pieces(language_model, texts[0], options)
-    with _target(out) as file:
-        file.write(texts[0] if echo else "")
-        file.flush()
-        try:
-            for piece in stream:
-                file.write(piece)
+            try:
+                file.write(texts[0] if echo else "")
                 file.flush()
+                for piece in stream:
+                    file.write(piece)
+                    file.flush()
+            finally:
+                file.write("\n")
+        return
+    completions = as_completed(language_model, texts, options, n)
+    sources = [text for text in texts for _ in range(n)]
+    answers: dict[int, Completion] = {}
+    with _target(out) as file:
+        try:
+            answers.update(completions)
         finally:
-            file.write("\n")
+            # In the prompts' order; after Ctrl-C, those that had finished.
+            done = [(row, sources[row], answers[row]) for row in sorted(answers)]
+            if as_json:
+                documents = [_document(source, completion) for _, source, completion in done]
+                document = documents if several else documents[0] if documents else None
+                file.write(json.dumps(document, ensure_ascii=False) + "\n")
+            else:
+                for row, source, completion in done:
+                    file.write(f"--- {row + 1} (seed {completion.seed})\n{source if echo else ''}{completion.text}\n")
 
 
 def _target(out: Path | None) -> AbstractContextManager[IO[str]]:
@@ -159,7 +165,7 @@ def _target(out: Path | None) -> AbstractContextManager[IO[str]]:
 def _read_prompts(path: Path) -> list[str]:
     text = read_file(path)
     if path.suffix != ".jsonl":
-        prompts = without_line_end(text).split("\n") if text else []
+        prompts = [line.removesuffix("\r") for line in without_line_end(text).split("\n")] if text else []
     else:
         prompts = []
         for number, line in enumerate(text.split("\n"), 1):

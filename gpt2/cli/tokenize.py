@@ -32,7 +32,7 @@ def command(
     """Turn text into token ids and show the pieces; or ids into text (--decode).
 
     JSON: ids, tokens (a token that holds part of a character shows as U+FFFD) and offsets (the characters that each
-    token covers).
+    token covers; not with --special).
     """
     if (text is None) == (file is None):
         raise BadOption("Give a text, or --file.")
@@ -76,10 +76,11 @@ def _tokenizer(model: str | None, revision: str | None) -> "Tokenizer":
     if model is None or model in SIZES:
         return Tokenizer.gpt2()
     from gpt2.checkpoint import load, locate
+    from gpt2.checkpoint.huggingface import has_tokenizer
 
     path = locate(model, revision)
-    # A folder's vocabulary is read alone; other formats bring theirs with the weights.
-    return read_tokenizer(path) if (path / "config.json").is_file() else load(path).tokenizer
+    # A folder's vocabulary is read alone where it has one; other formats bring theirs with the weights.
+    return read_tokenizer(path) if has_tokenizer(path) else load(path).tokenizer
 
 
 def _ids(text: str) -> list[int]:

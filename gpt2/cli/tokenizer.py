@@ -25,18 +25,17 @@ def train(
     layout: Annotated[
         str, typer.Option(help="hf (tokenizer.json, vocab.json, merges.txt) or openai (encoder.json, vocab.bpe).")
     ] = "hf",
-    force: Annotated[bool, typer.Option("--force", help="Replace what is in the folder.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace the vocabulary in the folder.")] = False,
 ) -> None:
     """Learn a byte-level BPE vocabulary from text. The same files give the same vocabulary."""
     if layout not in ("hf", "openai"):
         raise BadOption(f"--layout is {layout!r}; it must be hf or openai.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())) and not force:
-        raise BadOption(f"{out} is there already; choose another --out, or --force to replace it.")
-    from gpt2.files import new_directory
+        raise BadOption(f"{out} is there already; choose another --out, or --force to replace its vocabulary.")
     from gpt2.tokenizer import learn, write_tokenizer
     from gpt2.training.data import read_documents
 
     tokenizer = learn(read_documents(files), vocab_size, progress=sys.stderr.isatty())
-    with new_directory(out.absolute()) as folder:
-        write_tokenizer(tokenizer, folder, "hf" if layout == "hf" else "openai")
+    # Into the folder, and not in its place: what else lies there stays.
+    write_tokenizer(tokenizer, out, "hf" if layout == "hf" else "openai")
     print(f"{tokenizer.vocab_size:,} tokens in {out}")

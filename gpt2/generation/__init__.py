@@ -10,7 +10,17 @@ from gpt2.generation.options import DEFAULTS, GenerationOptions, Overflow, Sampl
 from gpt2.generation.stops import StopMatcher
 
 if TYPE_CHECKING:
-    from gpt2.generation.api import Candidate, Completion, TokenLogprob, complete, generate, next_tokens, pieces, stream
+    from gpt2.generation.api import (
+        Candidate,
+        Completion,
+        TokenLogprob,
+        as_completed,
+        complete,
+        generate,
+        next_tokens,
+        pieces,
+        stream,
+    )
     from gpt2.generation.loop import Event, decode
 
 __all__ = [
@@ -23,6 +33,7 @@ __all__ = [
     "SamplingOptions",
     "StopMatcher",
     "TokenLogprob",
+    "as_completed",
     "complete",
     "decode",
     "generate",
@@ -32,8 +43,8 @@ __all__ = [
 ]
 
 _HOMES = {
-    **dict.fromkeys(["Candidate", "Completion", "TokenLogprob", "complete", "generate"], "api"),
-    **dict.fromkeys(["next_tokens", "pieces", "stream"], "api"),
+    **dict.fromkeys(["Candidate", "Completion", "TokenLogprob", "as_completed", "complete"], "api"),
+    **dict.fromkeys(["generate", "next_tokens", "pieces", "stream"], "api"),
     **dict.fromkeys(["Event", "decode"], "loop"),
 }
 

@@ -109,14 +109,33 @@ def complete(
     model: "LanguageModel", prompts: Sequence[Prompt], options: GenerationOptions = DEFAULTS, n: int = 1
 ) -> list[Completion]:
     """What `generate` does, for options in one piece: `n` completions of each prompt, side by side."""
+    completions = dict(as_completed(model, prompts, options, n))
+    return [completions[row] for row in sorted(completions)]
+
+
+def as_completed(
+    model: "LanguageModel", prompts: Sequence[Prompt], options: GenerationOptions = DEFAULTS, n: int = 1
+) -> Iterator[tuple[int, Completion]]:
+    """The completions that `complete` returns, each with its number there, in the order in which they finish.
+
+    Options and prompts are checked at once, not when the first is asked for.
+    """
     n = whole_number("n", n, 1)
     ids = [_ids(model, each) for each in prompts for _ in range(n)]
     seeds = [first + sample for first in options.seeds(len(prompts)) for sample in range(n)]
-    events: list[list[Event]] = [[] for _ in ids]
-    for event in decode(model, ids, replace(options, seed=seeds)):
-        events[event.row].append(event)
-    with_logprobs = options.logprobs is not None
-    return [_completion(model, *row, with_logprobs=with_logprobs) for row in zip(events, ids, seeds, strict=True)]
+    stream = decode(model, ids, replace(options, seed=seeds))
+
+    def finished() -> Iterator[tuple[int, Completion]]:
+        events: list[list[Event]] = [[] for _ in ids]
+        for event in stream:
+            row = event.row
+            events[row].append(event)
+            if event.finish_reason is not None:
+                with_logprobs = options.logprobs is not None
+                yield row, _completion(model, events[row], ids[row], seeds[row], with_logprobs=with_logprobs)
+                events[row] = []
+
+    return finished()
 
 
 def stream(

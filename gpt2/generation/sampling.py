@@ -53,7 +53,8 @@ def sample(
         return _ids(scores_BV.argmax(dim=-1))
     scores_BV = scores_BV / options.temperature
     _check_scores(logits_BV, scores_BV)
-    scores_BK, ids_BK = candidates(scores_BV, options)
+    # The draw is made on the host: a few dozen candidates, in float64, which not every device has.
+    scores_BK, ids_BK = (each.cpu() for each in candidates(scores_BV, options))
     noise_BK = gumbel_noise(seeds, [len(output) for output in outputs], ids_BK)
     choice_B1 = (scores_BK.double() + noise_BK).argmax(dim=-1, keepdim=True)
     return _ids(ids_BK.expand(len(seeds), -1).gather(1, choice_B1)[:, 0])

@@ -41,7 +41,11 @@ def find_files(paths: Sequence[Path]) -> list[Path]:
             raise BadData(f"{path} is no file and no folder; give text files, .jsonl files, or folders of them.")
     if not files:
         raise BadData("There is no data: give text files, .jsonl files, or folders of them.")
-    return files
+    # A file that is named twice, or beside its own folder, is read once.
+    once: dict[Path, Path] = {}
+    for file in files:
+        once.setdefault(file.resolve(), file)
+    return list(once.values())
 
 
 def read_documents(paths: Sequence[Path]) -> Iterator[str]:
@@ -67,7 +71,8 @@ def read_documents(paths: Sequence[Path]) -> Iterator[str]:
 
 def _whole(file: Path) -> str:
     try:
-        return file.read_bytes().decode("utf-8")
+        # With or without the byte order mark that some editors put in front.
+        return file.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise BadData(f"{file} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}.") from None
 
@@ -78,11 +83,13 @@ def _lines(file: Path) -> Iterator[str]:
             if not line.strip():
                 continue
             try:
-                text = json.loads(line)["text"]
+                text = json.loads(line.removeprefix(b"\xef\xbb\xbf"))["text"]
             except (ValueError, KeyError, TypeError):
                 raise BadData(f'{file}, line {number}: expected a JSON object with a field "text".') from None
             if not isinstance(text, str):
                 raise BadData(f'{file}, line {number}: the field "text" is {type(text).__name__}, not text.')
+            if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+                raise BadData(f"{file}, line {number}: the text holds a lone surrogate, half a character.")
             yield text
 
 
@@ -113,9 +120,11 @@ def split(documents: Iterable[str], share: float) -> Split:
         return Split([text[:cut]], [text[cut:]])
     held = [_hash(text) < share for text in documents]
     if all(held) or not any(held):
-        # Few documents: chance held out all or none. Take the one with the lowest hash.
-        lowest = min(range(len(documents)), key=lambda i: _hash(documents[i]))
-        held = [i == lowest for i in range(len(documents))]
+        # Few documents: chance held out all or none. Take the one with the lowest hash, and its copies.
+        lowest = min(documents, key=_hash)
+        held = [text == lowest for text in documents]
+        if all(held):
+            raise BadData(f"All {len(documents)} documents are the same text, so none can be held out.")
     return Split(
         [text for text, out in zip(documents, held, strict=True) if not out],
         [text for text, out in zip(documents, held, strict=True) if out],

@@ -24,8 +24,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from gpt2.checkpoint import LanguageModel
-from gpt2.errors import BadData, BadOption, Error, Unavailable
+from gpt2.checkpoint import LanguageModel, find_device
+from gpt2.errors import BadData, BadOption, Error
 from gpt2.model import GPT2
 from gpt2.tokenizer import Tokenizer, learn
 from gpt2.training.data import Batches, Ids, Split, read_documents, split, to_ids
@@ -48,10 +48,11 @@ class Reporter(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a run came to: its last step, its best validation (by no-overlap windows), and the run folder."""
+    """What a run came to: its last step, the last batch's loss and the last validation (None: there was none), and
+    the run folder."""
 
     step: int
-    train_loss: float
+    train_loss: float | None
     validation: Evaluation | None
     path: Path
     interrupted: bool
@@ -83,6 +84,7 @@ def train(
     # Whatever is wrong with the data is found before there is a folder that would be in the way of the next try.
     start = _start(options, data, reporter)
     with run.locked():
+        RunFolder.create(out)  # another process may have been quicker
         run.write_recipe(options, [str(path.absolute()) for path in data])
         return _Run(options, run, *start, reporter, sample).go(first_step=0)
 
@@ -100,15 +102,17 @@ def resume(
     """
     run, options, data = RunFolder.open(out)
     files = [Path(path) for path in data]
-    if steps is not None:
-        options = dataclasses.replace(options, steps=steps)
     with run.locked():
-        run.write_recipe(options, data)
+        if steps is not None:
+            options = dataclasses.replace(options, steps=steps)
         if run.checkpoint() is None:
             run.forget_after(0)
+            run.write_recipe(options, data)
             return _Run(options, run, *_start(options, files, reporter), reporter, sample).go(first_step=0)
         device = _prepare(options)
         network, tokenizer, optimizer_state, state = run.load()
+        if options.steps < state["step"]:
+            raise BadOption(f"{out} is at step {state['step']} already, past {options.steps} steps.")
         tokens = _tokenise(split(read_documents(files), options.validation), tokenizer, reporter)
         if tokens.fingerprint != state["data"]:
             raise BadData(
@@ -117,6 +121,7 @@ def resume(
         network.to(device).requires_grad_(True)
         optimizer = Optimizer(network, options)
         optimizer.load_state_dict(optimizer_state)
+        run.write_recipe(options, data)
         run.forget_after(state["step"])
         return _Run(options, run, network, tokenizer, optimizer, tokens, reporter, sample, state).go(state["step"])
 
@@ -175,9 +180,9 @@ class _Run:
     def go(self, first_step: int) -> Result:
         options = self.options
         batches = Batches(self.data.training, options.context, options.batch_size, options.seed)
-        best = self.state["best"] if self.state else math.inf
-        seconds = self.state["seconds"] if self.state else 0.0
-        loss, validation, step = math.nan, None, first_step
+        state = self.state or {"best": None, "best_step": None, "seconds": 0.0}
+        best, best_step, seconds = state["best"], state["best_step"], state["seconds"]
+        loss, validation, step, saved = None, None, first_step, first_step
         self.reporter.start(first_step, options.steps)
         with _stop_requests() as stop:
             while step < options.steps and not stop.is_set():
@@ -201,14 +206,22 @@ class _Run:
                 )
                 improved = False
                 if len(self.data.validation) and (last or _due(step, options.eval_every)):
-                    validation = self._evaluate(step, everything=last)
-                    improved = validation.nats_per_token < best
-                    best = min(best, validation.nats_per_token)
-                if last or stop.is_set() or _due(step, options.save_every):
-                    self._save(step, best, seconds, improved)
+                    result = self._evaluate(step, self._validation_part)
+                    # Only losses over the same tokens are compared.
+                    improved = best is None or result.nats_per_token < best
+                    if improved:
+                        best, best_step = result.nats_per_token, step
+                    validation = result
+                    if last and len(self._validation_part) < len(self.data.validation):
+                        validation = self._evaluate(step, self.data.validation)
+                if last or improved or _due(step, options.save_every):
+                    self._save(step, best, best_step, seconds)
+                    saved = step
                 if last or _due(step, options.sample_every):
                     self._sample(step)
-        draw_losses(self.folder.metrics(), self.folder.path / "loss.png")
+            if saved < step:
+                self._save(step, best, best_step, seconds)
+        draw_losses(self.folder.metrics(), self.folder.path / "loss.png", self.reporter.note)
         return Result(step, loss, validation, self.folder.path, interrupted=step < options.steps)
 
     def _step(self, step: int, inputs: Tensor, targets: Tensor) -> float:
@@ -227,13 +240,13 @@ class _Run:
             options.micro_batch_size or options.batch_size,
             seed_dropout,
         ).item()
-        if not math.isfinite(loss):
+        # The norm tells of a gradient that is not finite even where the loss is: it must not reach the weights.
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), options.grad_clip or math.inf).item()
+        if not math.isfinite(loss) or not math.isfinite(norm):
             raise Error(
-                f"The loss of step {step + 1} is {loss}. The last checkpoint is whole; "
-                "start from it with a lower --learning-rate."
+                f"At step {step + 1} the loss is {loss} and the gradient's norm {norm}. The last checkpoint is whole; "
+                "start from its weights with a lower --learning-rate."
             )
-        if options.grad_clip:
-            torch.nn.utils.clip_grad_norm_(self.network.parameters(), options.grad_clip)
         self.optimizer.step(options.learning_rate_at(step))
         return loss
 
@@ -250,13 +263,20 @@ class _Run:
     def _autocast(self) -> torch.dtype | None:
         return torch.bfloat16 if self.options.dtype == "bfloat16" else None
 
-    def _evaluate(self, step: int, *, everything: bool) -> Evaluation:
-        ids, text_bytes = self.data.validation, self.data.validation_bytes
+    @functools.cached_property
+    def _validation_part(self) -> Ids:
+        """The validation tokens that are scored during training."""
         most = self.options.eval_tokens
-        if most and not everything and most < len(ids):
-            ids = ids[:most]
-            text_bytes = len(self.tokenizer.decode_bytes([int(i) for i in ids if i != self.tokenizer.end_of_text]))
-        result = evaluate(self.network, ids, _end_of_text(self.tokenizer), text_bytes, autocast=self._autocast)
+        return self.data.validation[:most] if most else self.data.validation
+
+    def _evaluate(self, step: int, ids: Ids) -> Evaluation:
+        text_bytes = self.data.validation_bytes
+        end = _end_of_text(self.tokenizer)
+        if len(ids) < len(self.data.validation):
+            text_bytes = len(self.tokenizer.decode_bytes([int(i) for i in ids if i != end]))
+        # No more rows at a time than training has: what fits there fits here.
+        rows = self.options.micro_batch_size or self.options.batch_size
+        result = evaluate(self.network, ids, end, text_bytes, batch_size=rows, autocast=self._autocast)
         self.reporter.evaluation(step, result)
         self.folder.log(
             {
@@ -268,16 +288,18 @@ class _Run:
         )
         return result
 
-    def _save(self, step: int, best: float, seconds: float, improved: bool) -> None:
+    def _save(self, step: int, best: float | None, best_step: int | None, seconds: float) -> None:
         state = {
             "data": self.data.fingerprint,
             "best": best,
+            "best_step": best_step,
             "seconds": seconds,
             "tokenizer": self.tokenizer.fingerprint(),
         }
         self.folder.save(step, self.network, self.tokenizer, self.optimizer.state_dict(), state)
-        if improved or self.folder.checkpoint("best") is None:
-            self.folder.point("best", step)
+        # Every improvement is saved at its own step, so this checkpoint exists.
+        if best_step is not None:
+            self.folder.point("best", best_step)
         self.folder.prune(self.options.keep)
 
     def _sample(self, step: int) -> None:
@@ -326,12 +348,7 @@ def _end_of_text(tokenizer: Tokenizer) -> int:
 def _prepare(options: TrainingOptions) -> torch.device:
     if options.threads:
         torch.set_num_threads(options.threads)
-    try:
-        device = torch.device(options.device)
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise Unavailable(f"The device {options.device!r} cannot be used here ({error}).") from None
-    return device
+    return find_device(options.device)
 
 
 def _tokenise(parts: Split, tokenizer: Tokenizer, reporter: Reporter) -> Data:

@@ -8,6 +8,7 @@ and embeddings, never on norms and biases.
 import torch
 from torch import Tensor, nn
 
+from gpt2.errors import BadCheckpoint
 from gpt2.training.options import TrainingOptions
 
 
@@ -52,13 +53,19 @@ class Optimizer:
         }
 
     def load_state_dict(self, tensors: dict[str, Tensor]) -> None:
-        """Takes back what `state_dict` gave."""
+        """Takes back what `state_dict` gave; raises BadCheckpoint if a parameter has none."""
         for part in self._parts:
             for group in part.param_groups:
                 for parameter in group["params"]:
                     prefix = self._names[parameter] + "/"
-                    part.state[parameter] = {
-                        key.removeprefix(prefix): value if key.endswith("/step") else value.to(parameter.device)
+                    state = {
+                        # Copies: what was read may still be mapped to a file that is deleted later.
+                        key.removeprefix(prefix): value.to(parameter.device, copy=True)
                         for key, value in tensors.items()
                         if key.startswith(prefix)
                     }
+                    if not state:
+                        raise BadCheckpoint(
+                            f"The optimiser's state lacks {prefix}*; the run cannot be resumed from it."
+                        )
+                    part.state[parameter] = state

@@ -5,6 +5,7 @@ The resolved options of a run are written beside it as `recipe.toml`, which can 
 
 import dataclasses
 import json
+import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -75,6 +76,8 @@ class TrainingOptions:
             value = getattr(self, name)
             if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1:
                 raise BadOption(f"{name} is {value!r}, but it must lie in [0, 1).")
+        if self.threads > 4 * (os.cpu_count() or 1):
+            raise BadOption(f"threads is {self.threads}, but this machine has {os.cpu_count()} processors.")
         if self.min_learning_rate > 1 or self.decay_share > 1:
             raise BadOption("min_learning_rate and decay_share are shares: at most 1.")
         for name, allowed in _CHOICES.items():
@@ -153,6 +156,9 @@ def read_recipe(name: str) -> dict[str, Any]:
             known = ", ".join(recipe_names())
             raise BadOption(f"There is no recipe called {name!r} and no such file; the package has {known}.")
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadOption(f"{path} is not valid TOML ({error}).") from None
+    # A run's recipe.toml says what data it had, too.
+    values.pop("run", None)
+    return values

@@ -1,14 +1,21 @@
 """The loss curve as a picture."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 
-def draw_losses(metrics: Sequence[dict[str, Any]], path: Path) -> None:
-    """Draws training and validation loss in nats per token against steps into a PNG file, from a run's metrics."""
-    # The Figure class alone: pyplot would look for a display and keep a global state.
-    from matplotlib.figure import Figure
+def draw_losses(metrics: Sequence[dict[str, Any]], path: Path, note: Callable[[str], None]) -> None:
+    """Draws training and validation loss in nats per token against steps into a PNG file, from a run's metrics.
+
+    Says so (`note`) where there is no matplotlib: a run must not fail for want of a picture.
+    """
+    try:
+        # The Figure class alone: pyplot would look for a display and keep a global state.
+        from matplotlib.figure import Figure
+    except ImportError:
+        note(f"{path} was left out: matplotlib is not installed here.")
+        return
 
     training = [(line["step"], line["train_loss"]) for line in metrics if "train_loss" in line]
     validation = [(line["step"], line["validation_loss"]) for line in metrics if "validation_loss" in line]

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -31,7 +32,7 @@ from gpt2.errors import BadCheckpoint, BadOption, Busy
 from gpt2.files import write_atomically
 from gpt2.model import GPT2
 from gpt2.tokenizer import Tokenizer
-from gpt2.training.options import TrainingOptions
+from gpt2.training.options import TrainingOptions, read_recipe
 
 
 class RunFolder:
@@ -43,7 +44,7 @@ class RunFolder:
     @classmethod
     def create(cls, path: Path) -> "RunFolder":
         """A new run's folder, not yet on disk; raises BadOption if something is already there."""
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and (not path.is_dir() or any(file.name != "lock" for file in path.iterdir())):
             raise BadOption(
                 f"{path} is there already; choose another --out, or go on with `gpt2 train --resume {path}`."
             )
@@ -55,9 +56,11 @@ class RunFolder:
         recipe = path / "recipe.toml"
         if not recipe.is_file():
             raise BadOption(f"{path} is no run folder: it has no recipe.toml.")
-        values = tomllib.loads(recipe.read_text(encoding="utf-8"))
-        data = values.pop("run")["data"]
-        return cls(path), TrainingOptions.from_mapping(values, str(recipe)), data
+        options = TrainingOptions.from_mapping(read_recipe(str(recipe)), str(recipe))
+        data = tomllib.loads(recipe.read_text(encoding="utf-8")).get("run", {}).get("data")
+        if not isinstance(data, list):
+            raise BadOption(f"{recipe} is damaged: it does not say what data the run has.")
+        return cls(path), options, data
 
     def write_recipe(self, options: TrainingOptions, data: list[str]) -> None:
         """Writes the resolved options and the data's paths."""
@@ -74,6 +77,9 @@ class RunFolder:
         except Timeout:
             raise Busy(f"Another process is training in {self.path}; wait for it, or choose another --out.") from None
         try:
+            # What a killed process left half-written.
+            for stale in (self.path / "checkpoints").glob(".*.tmp"):
+                shutil.rmtree(stale)
             yield
         finally:
             lock.release()
@@ -83,7 +89,7 @@ class RunFolder:
     def log(self, line: dict[str, Any]) -> None:
         """Appends a line to metrics.jsonl."""
         with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps(line, allow_nan=False) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl; a last line that a kill cut short is left out."""
@@ -116,7 +122,9 @@ class RunFolder:
         def beside(folder: Path) -> None:
             (folder / "training").mkdir()
             save_file({key: value.contiguous() for key, value in optimizer.items()}, folder / "training" / _OPTIMIZER)
-            (folder / "training" / "state.json").write_text(json.dumps(state | {"step": step}, indent=2) + "\n")
+            (folder / "training" / "state.json").write_text(
+                json.dumps(state | {"step": step}, indent=2, allow_nan=False) + "\n"
+            )
 
         write_directory(network, tokenizer, path, beside=beside)
         self.point("latest", step)
@@ -132,18 +140,21 @@ class RunFolder:
         if path is None:
             raise BadCheckpoint(f"{self.path} has no checkpoint yet.")
         network, tokenizer = read_directory(path)
+        # Copies: the weights are mapped to a file that `prune` deletes later, which Windows would not allow.
+        network.load_state_dict({name: tensor.clone() for name, tensor in network.state_dict().items()}, assign=True)
         folder = path / "training"
-        if not (folder / "state.json").is_file():
-            raise BadCheckpoint(f"{path} has no training/state.json, so the run cannot be resumed from it.")
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-        return network, tokenizer, load_file(folder / _OPTIMIZER), state
+        try:
+            state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+            return network, tokenizer, load_file(folder / _OPTIMIZER), state
+        except (OSError, ValueError, SafetensorError) as error:
+            raise BadCheckpoint(f"{folder} is damaged, so the run cannot be resumed from it ({error}).") from None
 
     def prune(self, keep: int) -> None:
         """Deletes all but the newest `keep` checkpoints and those that are pointed at; 0 keeps all."""
         if not keep:
             return
         pointed = {self.checkpoint("latest"), self.checkpoint("best")}
-        checkpoints = sorted((self.path / "checkpoints").glob("step-*"))
+        checkpoints = sorted((self.path / "checkpoints").glob("step-*"), key=lambda path: int(path.name.split("-")[1]))
         for path in checkpoints[:-keep]:
             if path not in pointed:
                 shutil.rmtree(path)

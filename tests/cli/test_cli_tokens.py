@@ -54,5 +54,8 @@ def test_a_vocabulary_is_learnt_and_used(gpt2, tmp_path, layout):
     again = gpt2("tokenizer", "train", tmp_path / "a.txt", "--out", tmp_path / "one", *flags)
     assert again.code == 2
     assert "is there already" in again.err
-    gpt2("tokenizer", "train", tmp_path / "a.txt", "--out", tmp_path / "two", *flags)
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two" / "thesis.doc").write_text("years of work")
+    assert gpt2("tokenizer", "train", tmp_path / "a.txt", "--out", tmp_path / "two", "--force", *flags).code == 0
+    assert (tmp_path / "two" / "thesis.doc").read_text() == "years of work"
     assert read_tokenizer(tmp_path / "one") == read_tokenizer(tmp_path / "two")

@@ -130,3 +130,27 @@ def test_a_step_is_a_pure_function_of_seed_and_step():
 def test_one_token_is_too_few():
     with pytest.raises(BadData, match="at least 2"):
         Batches(np.zeros(1, dtype=np.int32), 8, 1, 0)
+
+
+def test_a_file_named_twice_is_read_once(tmp_path):
+    (tmp_path / "a.txt").write_text("x")
+    assert find_files([tmp_path, tmp_path / "a.txt", tmp_path / ".." / tmp_path.name / "a.txt"]) == [tmp_path / "a.txt"]
+
+
+def test_copies_of_a_text_are_never_on_both_sides():
+    parts = split(["a", "a", "b"], 0.0001)
+    assert not set(parts.training) & set(parts.validation)
+    with pytest.raises(BadData, match="the same text"):
+        split(["a", "a"], 0.1)
+
+
+def test_half_a_character_is_named(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "ok"}\n{"text": "\\ud800"}\n')
+    with pytest.raises(BadData, match="line 2: the text holds a lone surrogate"):
+        list(read_documents([tmp_path]))
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone")
+    (tmp_path / "b.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "two"}\n')
+    assert list(read_documents([tmp_path])) == ["one", "two"]

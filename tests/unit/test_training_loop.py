@@ -1,6 +1,7 @@
 """The loop and the run folder: what is on disk, what a resumed run does, what bad options say."""
 
 import json
+import signal
 import subprocess
 import sys
 import tomllib
@@ -12,9 +13,10 @@ from filelock import FileLock
 from safetensors.torch import load_file
 
 from gpt2.checkpoint import load
-from gpt2.errors import BadData, BadOption, Busy, Error
+from gpt2.errors import BadCheckpoint, BadData, BadOption, Busy, Error
 from gpt2.model import GPT2
 from gpt2.training import TrainingOptions, read_recipe, recipe_names, resume, train
+from gpt2.training.evaluate import Evaluation
 from tests.helpers import Recorder
 
 TEXT = "the quick brown fox jumps over the lazy dog. " * 60
@@ -51,7 +53,9 @@ def test_a_run_leaves_what_the_design_says(text, tmp_path):
     run = tmp_path / "run"
 
     assert (run / "latest").read_text() == "step-000010\n"
-    assert (run / "best").read_text().strip() in ("step-000004", "step-000008", "step-000010")
+    best = min(recorder.evaluations, key=lambda step: recorder.evaluations[step].nats_per_token)
+    assert (run / "best").read_text() == f"step-{best:06d}\n"
+    assert (run / "checkpoints" / f"step-{best:06d}" / "config.json").is_file()
     assert tomllib.loads((run / "recipe.toml").read_text())["n_embd"] == 16
     assert (run / "samples" / "step-000010.txt").read_text() == "a sample"
     assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
@@ -170,6 +174,84 @@ def test_bad_data_leaves_no_folder_behind(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_the_best_checkpoint_is_the_one_that_was_measured(text, tmp_path, monkeypatch):
+    losses = iter([3.0, 2.0, 5.0, 5.0, 6.0])
+    monkeypatch.setattr("gpt2.training.loop.evaluate", lambda *_, **__: Evaluation(next(losses), 1, 1))
+    train(replace(OPTIONS, eval_every=2, save_every=5), [text], tmp_path / "run", Recorder())
+    assert (tmp_path / "run" / "best").read_text() == "step-000004\n"
+    assert load(tmp_path / "run" / "checkpoints" / "step-000004")
+
+
+def test_a_stop_while_a_sample_is_written_saves_first(text, tmp_path):
+    def stopping(_):
+        signal.raise_signal(signal.SIGINT)
+        return "a sample"
+
+    result = train(replace(OPTIONS, save_every=8), [text], tmp_path / "run", Recorder(), stopping)
+    assert (result.step, result.interrupted) == (5, True)
+    assert (tmp_path / "run" / "latest").read_text() == "step-000005\n"
+
+
+def test_a_gradient_that_is_not_finite_never_reaches_a_checkpoint(text, tmp_path):
+    class Poison(Recorder):
+        def step(self, step, loss, tokens_per_second):
+            super().step(step, loss, tokens_per_second)
+            if step == 7:
+                next(iter(self.network.parameters())).register_hook(lambda gradient: gradient * float("inf"))
+
+    poison = Poison()
+    real = GPT2.initialise
+
+    def initialise(self, seed):
+        poison.network = self
+        return real(self, seed)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GPT2, "initialise", initialise)
+        with pytest.raises(Error, match="norm"):
+            train(replace(OPTIONS, eval_every=0), [text], tmp_path / "run", poison)
+    assert (tmp_path / "run" / "latest").read_text() == "step-000004\n"
+    resume(tmp_path / "run", Recorder())
+
+
+def test_a_run_cannot_be_made_shorter_than_it_is(text, tmp_path):
+    train(OPTIONS, [text], tmp_path / "run", Recorder())
+    with pytest.raises(BadOption, match="at step 10 already"):
+        resume(tmp_path / "run", Recorder(), steps=5)
+    assert tomllib.loads((tmp_path / "run" / "recipe.toml").read_text())["steps"] == 10
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "error"),
+    [
+        ("recipe.toml", "steps = = 3", BadOption),
+        ("recipe.toml", "steps = 3", BadOption),
+        ("checkpoints/step-000010/training/state.json", "{", BadCheckpoint),
+        ("checkpoints/step-000010/training/optimizer.safetensors", "short", BadCheckpoint),
+    ],
+)
+def test_a_damaged_run_is_named(text, tmp_path, file, content, error):
+    train(OPTIONS, [text], tmp_path / "run", Recorder())
+    (tmp_path / "run" / file).write_text(content)
+    with pytest.raises(error, match="run/"):
+        resume(tmp_path / "run", Recorder())
+
+
+def test_a_kill_during_a_save_leaves_nothing_for_good(text, tmp_path):
+    train(OPTIONS, [text], tmp_path / "run", Recorder())
+    stale = tmp_path / "run" / "checkpoints" / ".step-000004.abc.tmp"
+    stale.mkdir()
+    resume(tmp_path / "run", Recorder(), steps=11)
+    assert not stale.exists()
+
+
+def test_a_machine_without_matplotlib_trains(text, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    recorder = Recorder()
+    assert train(OPTIONS, [text], tmp_path / "run", recorder).step == 10
+    assert any("matplotlib is not installed" in note for note in recorder.notes)
+
+
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(text, tmp_path, monkeypatch):
     real = GPT2.loss
     calls = []
@@ -238,7 +320,7 @@ def test_the_learning_rate_warms_up_and_comes_down():
 def test_recipes_are_valid_and_read_back(tmp_path):
     for name in recipe_names():
         options = TrainingOptions.from_mapping(read_recipe(name), name)
-        (tmp_path / "recipe.toml").write_text(options.to_toml())
+        (tmp_path / "recipe.toml").write_text(options.to_toml() + '[run]\ndata = ["text.txt"]\n')
         assert TrainingOptions.from_mapping(read_recipe(str(tmp_path / "recipe.toml")), "file") == options
 
 
