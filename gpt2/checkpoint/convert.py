@@ -5,18 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from gpt2.checkpoint.huggingface import CONFIG, write_directory
+from gpt2.checkpoint.huggingface import CONFIG, TOKENIZER, WEIGHTS, write_directory
 from gpt2.checkpoint.language_model import LanguageModel
 from gpt2.errors import BadOption
 
-# Any of these makes a folder a model's, and so one that may be replaced when that is asked for.
-_MARKS = (CONFIG, "hparams.json")
+# What models' folders hold. A folder with anything else in it is not replaced, even when that is asked for.
+_FILES = (
+    *(CONFIG, "generation_config.json", "hparams.json", *TOKENIZER, *WEIGHTS),
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("checkpoint", "model.ckpt*", "model-*.safetensors", "pytorch_model-*.bin"),
+)
 
 
 def convert(source: LanguageModel, to: Literal["hf", "openai"], out: Path, *, force: bool = False) -> None:
     """Writes a model as a Hugging Face directory (`hf`, in the network's dtype) or OpenAI's folder (`openai`, float32).
 
-    A folder with anything in it is not touched, unless `force` says to replace it, and then only if it is a model's.
+    A folder with anything in it is not touched, unless `force` says to replace it, and then only if nothing but a
+    model is in it.
 
     Raises BadOption for a target that exists, for one that is not known, and for a model that OpenAI's code would run
     as something else; Unavailable for `openai` without TensorFlow.
@@ -33,9 +38,10 @@ def convert(source: LanguageModel, to: Literal["hf", "openai"], out: Path, *, fo
             raise BadOption(
                 f"{out} is a folder with something in it; choose another place, or replace it with --force."
             )
-        if not any((out / mark).is_file() for mark in _MARKS):
+        strange = [file.name for file in sorted(out.iterdir()) if not any(map(file.match, _FILES))]
+        if strange:
             raise BadOption(
-                f"{out} holds something other than a model, so --force does not replace it; choose another."
+                f"{out} holds {strange[0]}, which is no part of a model; --force does not replace such a folder."
             )
     if to == "hf":
         write_directory(source.network, source.tokenizer, out)
