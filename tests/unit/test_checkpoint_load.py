@@ -235,11 +235,11 @@ class TestConvert:
         assert load(folder).config == TINY
         (tmp_path / "diary").mkdir()
         (tmp_path / "diary/monday.txt").write_text("dear diary")
-        with pytest.raises(BadOption, match="monday.txt, which is no part of a model"):
+        with pytest.raises(BadOption, match=r"monday\.txt, which is no part of a model"):
             convert(model, "hf", tmp_path / "diary", force=True)
         assert (tmp_path / "diary/monday.txt").read_text() == "dear diary"
         (folder / "notes.md").write_text("what I tried")
-        with pytest.raises(BadOption, match="notes.md"):
+        with pytest.raises(BadOption, match=r"notes\.md"):
             convert(model, "hf", folder, force=True)
         with pytest.raises(BadOption, match="is a file"):
             convert(model, "hf", tmp_path / "diary/monday.txt", force=True)
