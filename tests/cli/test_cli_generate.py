@@ -108,22 +108,10 @@ def test_next_shows_the_models_own_probabilities(gpt2, model_path):
 
 @pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
 def test_ctrl_c_keeps_what_was_written(model_path):
+    # Without end of text, which would end it by chance before the interrupt.
+    flags = ["--model", model_path, "--max-tokens", "1000000", "--top-k", "0", "--logit-bias", "256=-100"]
     process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "gpt2",
-            "generate",
-            "ab",
-            "--model",
-            model_path,
-            "--max-tokens",
-            "1000000",
-            "--top-k",
-            "0",
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        [sys.executable, "-m", "gpt2", "generate", "ab", *flags], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     assert process.stdout is not None
     first = process.stdout.read(30)
