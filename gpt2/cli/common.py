@@ -1,6 +1,7 @@
 """What the commands share: flags that are the same word everywhere, and how input is read and output written."""
 
 import json
+import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gpt2.errors import BadPrompt
+from gpt2.errors import BadOption, BadPrompt
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -51,6 +52,8 @@ def load_model(
     from gpt2.checkpoint import DEFAULT_MODEL, load
 
     if threads is not None:
+        if threads > 4 * (os.cpu_count() or 1):
+            raise BadOption(f"--threads is {threads}, but this machine has {os.cpu_count()} processors.")
         torch.set_num_threads(threads)
     return load(DEFAULT_MODEL if model is None else model, revision=revision, device=device, dtype=str(dtype))
 

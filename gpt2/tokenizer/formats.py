@@ -63,6 +63,16 @@ def write_tokenizer(
             raise BadOption(f"layout is {layout!r}, but it must be 'hf' or 'openai'.")
     for file, text in texts.items():
         write_atomically(Path(directory) / file, text.encode())
+    # A vocabulary that was here in another layout would be read in place of this one.
+    for file in _LAYOUT_FILES:
+        if file not in texts:
+            (Path(directory) / file).unlink(missing_ok=True)
+
+
+_LAYOUT_FILES = (
+    *("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "encoder.json", "vocab.bpe"),
+    *("special_tokens_map.json", "added_tokens.json"),
+)
 
 
 def _added(name: str) -> dict[str, Any]:

@@ -23,6 +23,7 @@ import pytest
         (["generate", "x", "--model", "./no/such/folder"], "There is no file or folder"),
         (["generate", "x", "--device", "cuda:77"], "cuda:77"),
         (["generate", "x", "--dtype", "float8"], "--dtype"),
+        (["generate", "x", "--threads", "100000"], "--threads is 100000"),
         (["next"], "prompt"),
         (["tokenize"], "Give a text"),
         (["tokenize", "--decode", "one two"], "--decode expects token ids"),

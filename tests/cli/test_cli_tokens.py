@@ -59,3 +59,11 @@ def test_a_vocabulary_is_learnt_and_used(gpt2, tmp_path, layout):
     assert gpt2("tokenizer", "train", tmp_path / "a.txt", "--out", tmp_path / "two", "--force", *flags).code == 0
     assert (tmp_path / "two" / "thesis.doc").read_text() == "years of work"
     assert read_tokenizer(tmp_path / "one") == read_tokenizer(tmp_path / "two")
+
+
+def test_force_leaves_no_older_vocabulary_to_be_read(gpt2, tmp_path):
+    (tmp_path / "a.txt").write_text("low lower lowest new newer newest wide wider widest " * 20)
+    gpt2("tokenizer", "train", tmp_path / "a.txt", "--out", tmp_path / "v", "--vocab-size", 260)
+    more = ("--vocab-size", 270, "--layout", "openai", "--force")
+    assert gpt2("tokenizer", "train", tmp_path / "a.txt", "--out", tmp_path / "v", *more).code == 0
+    assert read_tokenizer(tmp_path / "v").vocab_size == 270
