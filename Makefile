@@ -10,7 +10,7 @@ BIN := .venv/bin
 endif
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: run test lint test-slow test-peers bench clean help
+.PHONY: run test lint test-slow test-peers bench bench-peers bench-report clean help
 
 run: .venv/.installed  ## complete a prompt with the model that ships in the package
 	@$(BIN)/gpt2 generate "$(PROMPT)" --max-tokens 120
@@ -29,12 +29,18 @@ lint: .venv/.installed-test  ## style and types
 test-peers: .venv-peers/.installed  ## tests against programs that need an environment of their own (TensorFlow)
 	@.venv-peers/bin/python -m pytest -q tests/peers $(ARGS)
 
-bench: .venv/.installed-test  ## decode and training tokens/s beside transformers, one JSON line each
-	@$(BIN)/python -m benchmarks.decode
+bench: .venv/.installed-test  ## speed beside every peer that is installed, then training; an hour (ARGS=--quick: minutes)
+	@$(BIN)/python -m benchmarks.speed $(ARGS)
 	@$(BIN)/python -m benchmarks.training
 
+bench-peers: .venv/.installed-test  ## the programs that bench compares, each in an environment of its own: 5 GB, ten minutes
+	@$(BIN)/python -m benchmarks.peers.install
+
+bench-report: .venv/.installed-test  ## docs/performance.md and its picture from the newest figures
+	@$(BIN)/python -m benchmarks.report
+
 clean:  ## delete the environments and what tools leave behind
-	rm -rf .venv .venv-peers dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-peers .venv-bench dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
@@ -42,7 +48,7 @@ help:  ## this list
 .venv/pyvenv.cfg:
 	@$(PYTHON) -m venv .venv
 
-.venv/.installed: .venv/pyvenv.cfg pyproject.toml constraints.txt
+.venv/.installed: .venv/pyvenv.cfg pyproject.toml constraints.txt hatch_build.py gpt2/runners/step.c
 	@echo "installing into .venv (PyTorch is large: minutes on a slow line)" >&2
 	@$(INSTALL) -e .
 	@touch $@

@@ -6,6 +6,10 @@ different lengths (a ragged batch needs no padding). It knows nothing of tokens 
 Positions are learned and absolute, so a cached token cannot be moved: what slides is read again.
 """
 
+import math
+import mmap
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -37,8 +41,8 @@ class KVCache:
             )
         shape = (config.n_layer, rows, config.n_head, capacity, config.head_dim)
         # Zeros, not empty memory: attention multiplies unread places by a weight of 0, and 0 times NaN is NaN.
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.keys = _zeros(shape, dtype, torch.device(device))
+        self.values = _zeros(shape, dtype, torch.device(device))
         self.lengths = torch.zeros(rows, dtype=torch.int64)
 
     @classmethod
@@ -65,6 +69,14 @@ class KVCache:
         """One row as a cache of its own that shares this one's memory: reading a prompt into it fills this row."""
         one = slice(index, index + 1)
         return self._of(self.keys[:, one], self.values[:, one], self.lengths[one])
+
+    def view(self, rows: Sequence[int]) -> "KVCache":
+        """These rows, in rising order, as a cache that shares this one's memory: what is read into it fills them."""
+        first, last = rows[0], rows[-1]
+        if last - first == len(rows) - 1:
+            together = slice(first, last + 1)
+            return self._of(self.keys[:, together], self.values[:, together], self.lengths[together])
+        return _Rows(self, rows)
 
     def select(self, rows: list[int]) -> "KVCache":
         """A new cache with copies of these rows, in this order; a row may be taken more than once."""
@@ -120,3 +132,37 @@ class KVCache:
     def advance(self, n: int) -> None:
         """Counts `n` tokens that every layer has written."""
         self.lengths += n
+
+
+class _Rows(KVCache):
+    """Rows of another cache that do not lie side by side. Writing goes through to it; what attention sees is copied."""
+
+    def __init__(self, whole: KVCache, rows: Sequence[int]) -> None:
+        self._whole = whole
+        self._rows = torch.tensor(rows, dtype=torch.int64)
+        self.keys, self.values, self.lengths = whole.keys, whole.values, whole.lengths[self._rows]
+
+    @property
+    def rows(self) -> int:
+        return len(self._rows)
+
+    def write(self, layer: int, keys_BHTD: Tensor, values_BHTD: Tensor) -> tuple[Tensor, Tensor]:
+        T, device = keys_BHTD.shape[2], self.keys.device
+        row_B = self._rows.to(device)
+        place_BT = self.lengths.to(device)[:, None] + torch.arange(T, device=device)
+        self.keys[layer][row_B[:, None], :, place_BT] = keys_BHTD.transpose(1, 2)
+        self.values[layer][row_B[:, None], :, place_BT] = values_BHTD.transpose(1, 2)
+        end = len(self) + T
+        return self.keys[layer, :, :, :end][row_B], self.values[layer, :, :, :end][row_B]
+
+    def advance(self, n: int) -> None:
+        self.lengths += n
+        self._whole.lengths[self._rows] = self.lengths
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros; on the CPU, memory that costs nothing until it is written, page by page."""
+    size = math.prod(shape) * dtype.itemsize
+    if device.type != "cpu" or size < 2**20:
+        return torch.zeros(shape, dtype=dtype, device=device)
+    return torch.frombuffer(mmap.mmap(-1, size), dtype=dtype).view(shape)

@@ -1,11 +1,34 @@
-"""Writing files so that nobody ever sees half of one: a temporary name beside the target, fsync, rename."""
+"""Writing files so that nobody ever sees half of one: a temporary name beside the target, fsync, rename.
+
+Also the one place that names the disposable cache: whatever lies there can be deleted at any time.
+"""
 
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+
+def cache_directory() -> Path:
+    """The folder of what can be made again: packed weights, compiled steps, probes. Nothing is created here.
+
+    GPT2_CACHE names it itself; otherwise it is `gpt2-complete` in the system's own folder for such things.
+    """
+    named = os.environ.get("GPT2_CACHE")
+    if named:
+        return Path(named).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME")
+    # The XDG rules say that a relative path there is to be ignored.
+    if base and Path(base).is_absolute():
+        return Path(base) / "gpt2-complete"
+    if sys.platform == "win32" and (local := os.environ.get("LOCALAPPDATA")):
+        return Path(local) / "gpt2-complete"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "gpt2-complete"
+    return Path.home() / ".cache" / "gpt2-complete"
 
 
 def write_atomically(path: Path, data: bytes) -> None:

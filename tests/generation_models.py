@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
+import pytest
 import torch
 
 from gpt2.checkpoint import LanguageModel
@@ -11,10 +12,17 @@ from gpt2.config import GPT2Config
 from gpt2.generation.options import GenerationOptions, SamplingOptions
 from gpt2.generation.sampling import adjust, candidates, gumbel_noise, sample
 from gpt2.model import GPT2
+from gpt2.runners import Runner, choose
 from gpt2.tokenizer import Tokenizer, learn
 
 if TYPE_CHECKING:
     import transformers
+
+# Every runner and width that the laws of generation are held to. compiled and graph, which take long to start or want a
+# GPU, have a law of their own.
+RUNNERS = [("plain", "float32"), ("native", "float32"), ("native", "bfloat16"), ("native", "int8"), ("aten", "int8")]
+# A shape that all of them can run.
+SHAPE = {"n_embd": 64, "n_head": 4, "n_layer": 2}
 
 TEXT = (
     "The cat sat on the mat. The dog sat on the cat, and the mat was wet. \n\n"
@@ -51,6 +59,17 @@ def network(seed: int = 0, spread: float = 0.3, **shape: object) -> GPT2:
 def model(tokenizer: Tokenizer | None = None, seed: int = 0, **shape: object) -> LanguageModel:
     tokenizer = tokenizer or byte_tokenizer()
     return LanguageModel(network(seed, **{"vocab_size": tokenizer.vocab_size, **shape}), tokenizer, "random", None)
+
+
+def runner(name: str, dtype: str, made: LanguageModel, slots: int = 8) -> Runner:
+    """A runner for the model in this width; skips the test if it cannot run here."""
+    same = LanguageModel(made.network, made.tokenizer, dtype=dtype)
+    for choice in choose.explain(same):
+        if choice.name == name:
+            if not choice.possible:
+                pytest.skip(f"left out: {name} cannot run {dtype} here: {choice.why}")
+            return choose.build(name, same, slots)
+    pytest.skip(f"left out: there is no runner {name} for {dtype} on this device")
 
 
 def scripted(

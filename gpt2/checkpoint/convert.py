@@ -23,8 +23,8 @@ def convert(source: LanguageModel, to: Literal["hf", "openai"], out: Path, *, fo
     A folder with anything in it is not touched, unless `force` says to replace it, and then only if nothing but a
     model is in it.
 
-    Raises BadOption for a target that exists, for one that is not known, and for a model that OpenAI's code would run
-    as something else; Unavailable for `openai` without TensorFlow.
+    Raises BadOption for a target that exists, that cannot be written or that is not known, and for a model that
+    OpenAI's code would run as something else; Unavailable for `openai` without TensorFlow.
     """
     if to not in ("hf", "openai"):
         raise BadOption(
@@ -43,9 +43,13 @@ def convert(source: LanguageModel, to: Literal["hf", "openai"], out: Path, *, fo
             raise BadOption(
                 f"{out} holds {strange[0]}, which is no part of a model; --force does not replace such a folder."
             )
-    if to == "hf":
-        write_directory(source.network, source.tokenizer, out)
-    else:
-        from gpt2.checkpoint.openai import write_openai
+    try:
+        if to == "hf":
+            write_directory(source.network, source.tokenizer, out)
+        else:
+            from gpt2.checkpoint.openai import write_openai
 
-        write_openai(source, out)
+            write_openai(source, out)
+    except OSError as error:
+        # Its file name would be that of the temporary folder.
+        raise BadOption(f"{out} cannot be written: {error.strerror or error}. Choose another place.") from error

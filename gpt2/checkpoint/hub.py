@@ -28,8 +28,10 @@ _INSTEAD = (
 )
 
 
-def fetch(name: str, revision: str | None = None) -> Path:
+def fetch(name: str, revision: str | None = None, *, weights: bool = True) -> Path:
     """The folder in the hub's cache that holds a model (`owner/name`), fetched now as far as it is not there yet.
+
+    weights: False fetches the config and the tokenizer's files alone.
 
     Shows huggingface_hub's progress bars. Where the hub cannot be reached, a model that was fetched before is used.
 
@@ -47,18 +49,20 @@ def fetch(name: str, revision: str | None = None) -> Path:
     except RevisionNotFoundError as error:
         raise Unavailable(_reason(name, revision, error)) from error
     except Exception as error:
-        return _cached(name, revision, error)
-    weights = next((file for file in WEIGHTS if file in files), None)
-    for wanted, found in ((CONFIG, CONFIG in files), ("weights", weights)):
+        return _cached(name, revision, error, weights)
+    weights_file = next((file for file in WEIGHTS if file in files), None)
+    for wanted, found in ((CONFIG, CONFIG in files), ("weights", weights_file)):
         if not found:
             looked = f" (looked for {', '.join(WEIGHTS)})" if wanted == "weights" else ""
             raise BadCheckpoint(f"{name} on the hub has no {wanted}{looked}, so it is no model that can be read here.")
-    assert weights is not None
+    assert weights_file is not None
     try:
-        small = [*_SMALL, weights] if weights.endswith(".json") else [*_SMALL]
+        small = [*_SMALL, weights_file] if weights_file.endswith(".json") else [*_SMALL]
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=small))
         _check_kind(folder, name)
-        heavy = list(shards(folder / weights)) if weights.endswith(".json") else [weights]
+        if not weights:
+            return folder
+        heavy = list(shards(folder / weights_file)) if weights_file.endswith(".json") else [weights_file]
         return Path(snapshot_download(name, revision=revision, allow_patterns=heavy))
     except BadCheckpoint:
         raise
@@ -76,7 +80,7 @@ def _check_kind(folder: Path, name: str) -> None:
             raise BadCheckpoint(f"{name} on the hub cannot be run: {error}") from None
 
 
-def _cached(name: str, revision: str | None, error: Exception) -> Path:
+def _cached(name: str, revision: str | None, error: Exception, weights: bool) -> Path:
     """What the cache has, if it has all of it; else Unavailable for the error that stood in the way of the hub."""
     from huggingface_hub import snapshot_download
 
@@ -84,14 +88,12 @@ def _cached(name: str, revision: str | None, error: Exception) -> Path:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=[CONFIG], local_files_only=True))
     except Exception:
         raise Unavailable(_reason(name, revision, error)) from error
-    weights = next((file for file in WEIGHTS if (folder / file).is_file()), None)
-    if (
-        weights
-        and weights.endswith(".json")
-        and not all((folder / file).is_file() for file in shards(folder / weights))
-    ):
-        weights = None
-    if not weights or not (folder / CONFIG).is_file():
+    found = next((file for file in WEIGHTS if (folder / file).is_file()), None)
+    if found and found.endswith(".json") and not all((folder / file).is_file() for file in shards(folder / found)):
+        found = None
+    if not weights:
+        found = next((file for file in TOKENIZER if (folder / file).is_file()), None)
+    if not found or not (folder / CONFIG).is_file():
         raise Unavailable(f"Only a part of {name} was fetched before: {_reason(name, revision, error)}") from error
     return folder
 

@@ -20,7 +20,7 @@ from gpt2.tokenizer import Tokenizer, read_tokenizer, write_tokenizer
 if TYPE_CHECKING:
     import torch
 
-    from gpt2.checkpoint.weights import Stored
+    from gpt2.checkpoint.weights import Stored, Weights
     from gpt2.model import GPT2
 
 CONFIG = "config.json"
@@ -49,15 +49,19 @@ def read_directory(
     """
     import torch
 
+    weights, tokenizer = open_directory(path)
+    return weights.network(dtype or torch.float32).to(device).eval(), tokenizer
+
+
+def open_directory(path: Path) -> tuple[Weights, Tokenizer]:
+    """As `read_directory`, but the weights' values are not read yet, and so not checked."""
     from gpt2.checkpoint.files import by_our_names
-    from gpt2.checkpoint.weights import build
+    from gpt2.checkpoint.weights import Weights
 
     path = Path(path)
     config = read_config(path)
-    found = by_our_names(_tensors(path))
-    network = build(found, config, config_source=str(path / CONFIG), dtype=dtype or torch.float32)
-    tokenizer = tokenizer_of(path, config)
-    return network.to(device).eval(), tokenizer
+    weights = Weights(by_our_names(_tensors(path)), config, config_source=str(path / CONFIG))
+    return weights, tokenizer_of(path, config)
 
 
 def read_config(path: Path) -> GPT2Config:

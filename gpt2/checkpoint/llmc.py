@@ -18,15 +18,15 @@ from gpt2.errors import BadCheckpoint, BadOption
 if TYPE_CHECKING:
     import torch
 
-    from gpt2.model import GPT2
+    from gpt2.checkpoint.weights import Weights
     from gpt2.tokenizer import Tokenizer
 
 MAGIC = 20240326
 _HEADER = 256  # int32 each
 
 
-def read_llmc(path: Path, *, dtype: torch.dtype) -> tuple[GPT2, Tokenizer]:
-    """The network and the tokenizer of a model file; the padding rows of the embedding are dropped.
+def read_llmc(path: Path) -> tuple[Weights, Tokenizer]:
+    """The weights and the tokenizer of a model file; the padding rows of the embedding are dropped.
 
     The tokenizer is the one whose files lie beside it, else GPT-2's if the vocabulary has its size.
 
@@ -35,7 +35,7 @@ def read_llmc(path: Path, *, dtype: torch.dtype) -> tuple[GPT2, Tokenizer]:
     """
     import torch
 
-    from gpt2.checkpoint.weights import Stored, build, is_projection
+    from gpt2.checkpoint.weights import Stored, Weights, is_projection
 
     with path.open("rb") as file:
         header = file.read(4 * _HEADER)
@@ -80,8 +80,8 @@ def read_llmc(path: Path, *, dtype: torch.dtype) -> tuple[GPT2, Tokenizer]:
         if name == "wte.weight":
             tensor = tensor[:vocab_size]
         found[name] = Stored(path, name, tensor.t() if is_projection(name) else tensor)
-    network = build(found, config, config_source=f"{path}'s header", dtype=dtype)
-    return network, tokenizer_beside(path, config, "llm.c keeps no vocabulary with a model")
+    weights = Weights(found, config, config_source=f"{path}'s header")
+    return weights, tokenizer_beside(path, config, "llm.c keeps no vocabulary with a model")
 
 
 def _shapes(config: GPT2Config, padded: int) -> list[tuple[str, torch.Size]]:

@@ -17,11 +17,15 @@ from gpt2.errors import BadCheckpoint, BadOption, Unavailable
 if TYPE_CHECKING:
     import torch
 
+    from gpt2.checkpoint.weights import Weights
     from gpt2.model import GPT2
     from gpt2.tokenizer import Tokenizer
 
 DEFAULT_MODEL = "bookworm"
 """The model that ships in the package, and that is used where none is named."""
+
+QUANTISED = ("int8", "int4")
+DTYPES = ("float32", "bfloat16", *QUANTISED)
 
 _SHIPPED = Path(__file__).resolve().parent.parent / "models"
 
@@ -48,23 +52,43 @@ def load(
     """A model that is ready to run: in evaluation mode, without gradients.
 
     name: see `locate`. revision: a branch, tag or commit of a hub name. device: as PyTorch names them ("cpu", "cuda",
-    "cuda:1", "mps"). dtype: "float32" or "bfloat16", whatever the file has.
+    "cuda:1", "mps"). dtype: "float32", "bfloat16", "int8" or "int4", whatever the file has.
 
     On the CPU, weights that have the dtype already stay mapped to their file: a folder of any size is open at once,
     and replacing it (by renaming, as every writer here does) leaves the loaded model as it was.
 
+    int8 and int4 run on the CPU, from the weights in the files: changes to `.network` (float32, opened when it is
+    asked for) are not seen. Of the weights only names and shapes are read now. What is not finite among their values
+    is found when they are packed, which is at the first use after the files changed, or when the network is opened.
+
     Raises Unavailable for a name or a device that is not to be had here, BadCheckpoint for files that are damaged or
     contradict each other, BadOption for a dtype that does not exist.
     """
+    import torch
+
     wanted, target = _dtype(dtype), find_device(device)
+    if wanted in QUANTISED and target.type != "cpu":
+        raise BadOption(f"dtype {wanted} runs on the CPU only; on {device}, use float32 or bfloat16.")
     path = locate(name, revision)
-    network, tokenizer = _read(path, wanted)
-    network.requires_grad_(False).eval()
-    return LanguageModel(network.to(target), tokenizer, str(name), path)
+    # Before the files are opened: should they be replaced meanwhile, what is read is not taken for the older.
+    stamp = _stamp(path)
+    weights, tokenizer = _open(path)
+    if wanted not in QUANTISED:
+        network = weights.network(torch.float32 if wanted == "float32" else torch.bfloat16)
+        return LanguageModel(network.requires_grad_(False).eval().to(target), tokenizer, str(name), path)
+    weights.stamp = stamp
+
+    def network_now() -> GPT2:
+        if _stamp(path) != stamp:
+            raise BadCheckpoint(f"{path} has changed since this model was loaded; load it again.")
+        # A mapping of its own, so that whoever changes the network does not change what is packed.
+        return _open(path)[0].network().requires_grad_(False).eval()
+
+    return LanguageModel(network_now, tokenizer, str(name), path, config=weights.config, dtype=wanted, weights=weights)
 
 
-def locate(name: str | Path, revision: str | None = None) -> Path:
-    """The file or folder that a model's name means, fetched from the hub if need be.
+def locate(name: str | Path, revision: str | None = None, *, weights: bool = True) -> Path:
+    """The file or folder that a model's name means, fetched from the hub if need be (weights=False: all but those).
 
     In this order: a model that ships in the package; `gpt2`, `gpt2-medium`, `gpt2-large` or `gpt2-xl` (OpenAI's, on
     the hub as openai-community/...); a path that exists; `owner/name` on the hub. A training run's folder means its
@@ -76,14 +100,14 @@ def locate(name: str | Path, revision: str | None = None) -> Path:
     text = str(name)
     is_name = isinstance(name, str)
     if is_name and text in SIZES:
-        return _fetch(f"openai-community/{text}", revision)
+        return _fetch(f"openai-community/{text}", revision, weights)
     path = _SHIPPED / text if is_name and text in shipped() else Path(text).expanduser()
     if text and path.exists():
         if revision is not None:
             raise BadOption(f"revision {revision!r} is a version on the hub, but {text} is on this machine.")
         return _latest(path)
     if is_name and _HUB_NAME.fullmatch(text):
-        return _fetch(text, revision)
+        return _fetch(text, revision, weights)
     if not is_name or "/" in text or "\\" in text or text.startswith((".", "~")):
         raise BadCheckpoint(f"There is no file or folder {text}.")
     if text == DEFAULT_MODEL:
@@ -97,10 +121,10 @@ def locate(name: str | Path, revision: str | None = None) -> Path:
     )
 
 
-def _fetch(name: str, revision: str | None) -> Path:
+def _fetch(name: str, revision: str | None, weights: bool) -> Path:
     from gpt2.checkpoint.hub import fetch
 
-    return fetch(name, revision)
+    return fetch(name, revision, weights=weights)
 
 
 def _latest(path: Path) -> Path:
@@ -117,15 +141,29 @@ def _latest(path: Path) -> Path:
     return checkpoints / step
 
 
-def _read(path: Path, dtype: torch.dtype) -> tuple[GPT2, Tokenizer]:
+def _stamp(path: Path) -> str:
+    """Describes the files of a model without reading them; equal only if none of them changed."""
+    parts = []
+    try:
+        for file in sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]:
+            stat = file.stat()
+            parts.append(f"{file.name} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino}")
+            if file.name in (huggingface.CONFIG, "hparams.json"):
+                parts.append(file.read_text(encoding="utf-8", errors="replace"))
+    except OSError as error:
+        raise BadCheckpoint(f"{path} cannot be read ({error.strerror}).") from None
+    return "\n".join(parts)
+
+
+def _open(path: Path) -> tuple[Weights, Tokenizer]:
     """Recognises a format by what lies there."""
     if path.is_dir():
         if (path / huggingface.CONFIG).is_file():
-            return huggingface.read_directory(path, dtype=dtype)
+            return huggingface.open_directory(path)
         if (path / "hparams.json").is_file():
             from gpt2.checkpoint.openai import read_openai
 
-            return read_openai(path, dtype=dtype)
+            return read_openai(path)
         if (path / "ckpt.pt").is_file():
             path = path / "ckpt.pt"
         else:
@@ -136,7 +174,7 @@ def _read(path: Path, dtype: torch.dtype) -> tuple[GPT2, Tokenizer]:
     if path.suffix in (".pt", ".pth", ".ckpt"):
         from gpt2.checkpoint.nanogpt import read_nanogpt
 
-        return read_nanogpt(path, dtype=dtype)
+        return read_nanogpt(path)
     try:
         with path.open("rb") as file:
             start = file.read(4)
@@ -145,7 +183,7 @@ def _read(path: Path, dtype: torch.dtype) -> tuple[GPT2, Tokenizer]:
     if start == _LLMC_MAGIC:
         from gpt2.checkpoint.llmc import read_llmc
 
-        return read_llmc(path, dtype=dtype)
+        return read_llmc(path)
     if path.name.startswith(("model", "pytorch_model")) or path.suffix in (".safetensors", ".json", ".bin"):
         raise BadCheckpoint(
             f"{path} is a single file that is no model by itself; give the folder {path.parent} that holds it, "
@@ -156,14 +194,11 @@ def _read(path: Path, dtype: torch.dtype) -> tuple[GPT2, Tokenizer]:
     )
 
 
-def _dtype(dtype: str | torch.dtype) -> torch.dtype:
-    import torch
-
+def _dtype(dtype: str | torch.dtype) -> str:
     name = str(dtype).removeprefix("torch.")
-    widths = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-    if name not in widths:
-        raise BadOption(f"dtype is {name!r}; a model runs in {' or '.join(widths)}.")
-    return widths[name]
+    if name not in DTYPES:
+        raise BadOption(f"dtype is {name!r}; a model runs in {', '.join(DTYPES[:-1])} or {DTYPES[-1]}.")
+    return name
 
 
 def find_device(device: str) -> torch.device:

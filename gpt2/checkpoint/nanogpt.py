@@ -4,24 +4,27 @@ Three things differ from a GPT-2 of Hugging Face's. Its projections are `nn.Line
 may have been made without biases, which equals biases of 0. And its MLP computes the exact GELU since 17 May 2023
 (commit 594068e, "Use nn.GELU"); before that it computed OpenAI's tanh approximation. The file does not say which.
 Files whose arguments have no `bias` are from before 27 January 2023 and get `gelu_new`; all others get `gelu`, which is
-wrong by about 1e-3 in the activations for the few that were trained in the months between.
+wrong by about 1e-3 in the activations for the few that were trained in the months between. Files that may be among
+those (PyTorch older than 2.1, of October 2023, wrote them) say so in a Notice.
 
 The optimiser stays unread, and there is no writer: convert to Hugging Face's format instead.
 """
 
 from __future__ import annotations
 
+import warnings
+import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt2.checkpoint.huggingface import tokenizer_beside
 from gpt2.config import GPT2Config
-from gpt2.errors import BadCheckpoint, BadOption
+from gpt2.errors import BadCheckpoint, BadOption, Notice
 
 if TYPE_CHECKING:
     import torch
 
-    from gpt2.model import GPT2
+    from gpt2.checkpoint.weights import Weights
     from gpt2.tokenizer import Tokenizer
 
 # nanoGPT's arguments and the config keys that they are.
@@ -34,8 +37,8 @@ _KEYS = {
 }
 
 
-def read_nanogpt(path: Path, *, dtype: torch.dtype) -> tuple[GPT2, Tokenizer]:
-    """The network and the tokenizer of a `ckpt.pt`.
+def read_nanogpt(path: Path) -> tuple[Weights, Tokenizer]:
+    """The weights and the tokenizer of a `ckpt.pt`.
 
     The tokenizer is the one whose files lie beside it, else GPT-2's if the vocabulary has 50,257 to 50,304 rows.
     A padded vocabulary is kept as it is.
@@ -44,7 +47,7 @@ def read_nanogpt(path: Path, *, dtype: torch.dtype) -> tuple[GPT2, Tokenizer]:
     BadTokenizer for another vocabulary: nanoGPT keeps those in `meta.pkl`, and a pickle is not opened.
     """
     from gpt2.checkpoint.files import by_our_names, read_pickle, stored_tensors
-    from gpt2.checkpoint.weights import HEAD, Stored, build, expected_shapes, is_projection
+    from gpt2.checkpoint.weights import HEAD, Stored, Weights, expected_shapes, is_projection
 
     data = read_pickle(path)
     if not isinstance(data, dict) or not isinstance(data.get("model"), dict):
@@ -53,6 +56,14 @@ def read_nanogpt(path: Path, *, dtype: torch.dtype) -> tuple[GPT2, Tokenizer]:
     if not isinstance(arguments, dict):
         raise BadCheckpoint(f"{path} is no checkpoint of nanoGPT's: it has no dictionary under 'model_args'.")
     config = _config(arguments, path)
+    if "bias" in arguments and _may_be_from_early_2023(path):
+        warnings.warn(
+            f"{path} does not say which GELU it was trained with; the exact one is assumed, which nanoGPT has since "
+            "17 May 2023. If it was trained before that day, convert it to hf and set activation_function to gelu_new "
+            "in config.json.",
+            Notice,
+            stacklevel=2,
+        )
     found = by_our_names(stored_tensors(path, data["model"]))
     for name, stored in found.items():
         if is_projection(name) and stored.tensor.ndim == 2:
@@ -65,11 +76,11 @@ def read_nanogpt(path: Path, *, dtype: torch.dtype) -> tuple[GPT2, Tokenizer]:
         for name, shape in expected_shapes(config).items():
             if name.endswith(".bias"):
                 found.setdefault(name, Stored(path, name, torch.zeros(shape)))
-    network = build(found, config, config_source=f"{path}'s model_args", dtype=dtype)
+    weights = Weights(found, config, config_source=f"{path}'s model_args")
     tokenizer = tokenizer_beside(
         path, config, "nanoGPT keeps other vocabularies in meta.pkl, a pickle, which is not opened"
     )
-    return network, tokenizer
+    return weights, tokenizer
 
 
 def _config(arguments: dict[str, Any], path: Path) -> GPT2Config:
@@ -87,6 +98,14 @@ def _config(arguments: dict[str, Any], path: Path) -> GPT2Config:
         )
     except (BadOption, TypeError) as error:
         raise BadCheckpoint(f"{path}: its model_args make no GPT-2: {error}") from None
+
+
+def _may_be_from_early_2023(path: Path) -> bool:
+    """Whether PyTorch before 2.1 wrote the file: later ones put a record `byteorder` into it."""
+    if not zipfile.is_zipfile(path):
+        return True
+    with zipfile.ZipFile(path) as file:
+        return not any(name.endswith("/byteorder") for name in file.namelist())
 
 
 def _same(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -21,9 +21,7 @@ from gpt2.files import new_directory
 from gpt2.tokenizer import Tokenizer, write_tokenizer
 
 if TYPE_CHECKING:
-    import torch
-
-    from gpt2.checkpoint.weights import Stored
+    from gpt2.checkpoint.weights import Stored, Weights
     from gpt2.model import GPT2
 
 HPARAMS = "hparams.json"
@@ -42,18 +40,18 @@ _VARIABLE = re.compile(r"model/(?:h(\d+)/)?((?:attn/|mlp/)?\w+)(?:/(w|b|g))?")
 _OURS = {"w": "weight", "g": "weight", "b": "bias", None: "weight"}
 
 
-def read_openai(path: Path, *, dtype: torch.dtype) -> tuple[GPT2, Tokenizer]:
-    """The network and the tokenizer of OpenAI's folder (`117M`, `124M`, ...), or of one in that layout.
+def read_openai(path: Path) -> tuple[Weights, Tokenizer]:
+    """The weights and the tokenizer of OpenAI's folder (`117M`, `124M`, ...), or of one in that layout.
 
     A fine-tuned folder's optimiser variables are passed over.
     Raises Unavailable without TensorFlow, BadCheckpoint, naming file and variable, for a folder that is damaged.
     """
-    from gpt2.checkpoint.weights import build
+    from gpt2.checkpoint.weights import Weights
 
     config = _config(path / HPARAMS)
     found = {_our_name(stored.name): stored for stored in _variables(path)}
-    network = build(found, config, config_source=str(path / HPARAMS), dtype=dtype)
-    return network, tokenizer_of(path, config)
+    weights = Weights(found, config, config_source=str(path / HPARAMS))
+    return weights, tokenizer_of(path, config)
 
 
 def write_openai(model: LanguageModel, path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from gpt2.checkpoint.pages import release_pages
 from gpt2.config import GPT2Config
 from gpt2.errors import BadCheckpoint
 from gpt2.model import GPT2
@@ -83,32 +84,65 @@ def build(
     config_source: str,
     dtype: torch.dtype = torch.float32,
 ) -> GPT2:
-    """A network on the CPU that holds these tensors, which are keyed by our names and lie (in, out).
+    """A network on the CPU that holds these tensors: `Weights(...).network(dtype)`, with its errors."""
+    return Weights(found, config, config_source=config_source).network(dtype)
 
-    Tensors that have `dtype` already are taken as they are, without a copy. `config_source` is how errors name the
-    place of the config. The head, if there, must equal the embedding.
 
-    Raises BadCheckpoint, with file and tensor, for what is missing, unknown, of the wrong shape, of a dtype that is no
-    floating point number, or not finite.
+class Weights:
+    """The tensors of a checkpoint, whose names and shapes have been checked; values are checked as each is read.
+
+    found: keyed by our names, lying (in, out). config_source is how errors name the place of the config. The head, if
+    there, must equal the embedding.
+
+    config: the shape. names: our names of all tensors. stamp: describes the files as they were when they were opened
+    (`load` writes it).
+
+    Raises BadCheckpoint, with file and tensor, for what is missing, unknown, of the wrong shape or of a dtype that is
+    no floating point number.
     """
-    shapes = expected_shapes(config)
-    _check_names(found, shapes, config, config_source)
-    for name, shape in shapes.items():
-        _check_shape(name, found[name], shape, config_source)
-    if HEAD in found:
-        _check_head(found[HEAD], found["wte.weight"])
-    state = {}
-    for name in shapes:
-        stored = found[name]
-        _check_values(stored)
-        tensor = stored.tensor.to(dtype)
-        # A file may put a tensor at any byte; arithmetic wants it at a multiple of its own width.
-        if tensor.data_ptr() % tensor.element_size():
-            tensor = tensor.clone()
-        state[name] = tensor.contiguous()
-    network = _empty(config)
-    network.load_state_dict(state, assign=True)
-    return network
+
+    def __init__(self, found: Mapping[str, Stored], config: GPT2Config, *, config_source: str) -> None:
+        shapes = expected_shapes(config)
+        _check_names(found, shapes, config, config_source)
+        for name, shape in shapes.items():
+            _check_shape(name, found[name], shape, config_source)
+            _check_dtype(found[name])
+        self.config, self.names, self.stamp = config, tuple(shapes), ""
+        self._found = dict(found)
+
+    def read(self, *, release: bool = False) -> Iterator[tuple[str, Tensor]]:
+        """Each tensor by our name, as the file has it (float32, bfloat16, float16 or float64), mapped where files are.
+
+        release: a tensor is used up when the next is asked for, and its pages of memory are given back. Only for who
+        knows that nobody has written to these tensors.
+        Raises BadCheckpoint, with file and tensor, for values that are not finite and for a head of its own.
+        """
+        for name in self.names:
+            stored = self._found[name]
+            _check_values(stored)
+            if name == "wte.weight" and HEAD in self._found:
+                _check_head(self._found[HEAD], stored)
+            yield name, stored.tensor
+            if release:
+                release_pages(stored.tensor, stored.file)
+                if name == "wte.weight" and HEAD in self._found:
+                    release_pages(self._found[HEAD].tensor, self._found[HEAD].file)
+
+    def network(self, dtype: torch.dtype = torch.float32) -> GPT2:
+        """A network on the CPU; tensors that have `dtype` already are taken as they are, without a copy.
+
+        Errors as `read`.
+        """
+        state = {}
+        for name, stored in self.read():
+            tensor = stored.to(dtype)
+            # A file may put a tensor at any byte; arithmetic wants it at a multiple of its own width.
+            if tensor.data_ptr() % tensor.element_size():
+                tensor = tensor.clone()
+            state[name] = tensor.contiguous()
+        network = _empty(self.config)
+        network.load_state_dict(state, assign=True)
+        return network
 
 
 def _empty(config: GPT2Config) -> GPT2:
@@ -179,10 +213,13 @@ def _check_head(head: Stored, embedding: Stored) -> None:
         )
 
 
-def _check_values(stored: Stored) -> None:
+def _check_dtype(stored: Stored) -> None:
     if stored.tensor.dtype not in _DTYPES:
         dtype = str(stored.tensor.dtype).removeprefix("torch.")
         raise BadCheckpoint(f"{stored} holds {dtype}; weights are float32, bfloat16 or float16.")
+
+
+def _check_values(stored: Stored) -> None:
     # The extremes carry any NaN with them, and reading them is as quick as reading the file.
     low, high = torch.aminmax(stored.tensor)
     if not bool(torch.isfinite(low) & torch.isfinite(high)):

@@ -10,10 +10,15 @@ import warnings
 from collections.abc import Sequence
 from typing import Annotated
 
-import typer
-
-from gpt2.cli import convert, generate, models, next_words, tokenize, tokenizer, train
 from gpt2.errors import Error, Notice
+
+try:
+    import typer
+
+    from gpt2.cli import bench, convert, doctor, generate, models, next_words, tokenize, tokenizer, train
+except KeyboardInterrupt:
+    # Ctrl-C as early as this, before `run` could catch it, is no reason for a traceback either.
+    raise SystemExit(130) from None
 
 app = typer.Typer(
     name="gpt2",
@@ -31,6 +36,8 @@ app.add_typer(tokenizer.app, name="tokenizer")
 app.command("models")(models.command)
 app.command("convert")(convert.command)
 app.command("train")(train.command)
+app.command("doctor")(doctor.command)
+app.command("bench")(bench.command)
 
 
 def _show_version(wanted: bool) -> None:
@@ -58,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(arguments: Sequence[str]) -> int:
     """Runs the command line; returns the exit code."""
     arguments, debug = _take_debug(arguments)
+    _replace_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         # A terminal shows what its encoding can, and a replaced character beats a crash; files and pipes get UTF-8.
         if isinstance(stream, io.TextIOWrapper):
@@ -73,12 +81,26 @@ def run(arguments: Sequence[str]) -> int:
             code = typer.main.get_command(app).main(list(arguments), prog_name="gpt2", standalone_mode=False)
             sys.stdout.flush()
             return code if isinstance(code, int) else 0
+        except KeyboardInterrupt:
+            return 130
         except BrokenPipeError:
-            # Whoever read our output has gone; flushing at exit must not fail once more.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            # Whoever read our output has gone.
+            _give_up_output()
             return 0
         except Exception as error:
             return _failed(error, debug)
+
+
+def _replace_closed_streams() -> None:
+    """Whoever closes stdout or stderr (`>&-`) wants nothing from it; Python then has None there."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: PTH123, SIM115 (it stays open)
+
+
+def _give_up_output() -> None:
+    """What is still to be written goes nowhere: flushing at exit must not fail once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _failed(error: Exception, debug: bool) -> int:
@@ -116,5 +138,9 @@ def _take_debug(arguments: Sequence[str]) -> tuple[list[str], bool]:
 
 
 def _say(text: str) -> None:
-    sys.stdout.flush()
+    try:
+        sys.stdout.flush()
+    except OSError:
+        # A full disk, say: that must not keep the message from being told.
+        _give_up_output()
     print(f"gpt2: {text}", file=sys.stderr, flush=True)

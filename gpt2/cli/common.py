@@ -1,7 +1,6 @@
 """What the commands share: flags that are the same word everywhere, and how input is read and output written."""
 
 import json
-import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -9,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gpt2.errors import BadOption, BadPrompt
+from gpt2.errors import BadPrompt
+from gpt2.threads import check_threads
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,7 +18,16 @@ if TYPE_CHECKING:
 
 
 class DType(StrEnum):
-    """Widths that a model runs in."""
+    """Widths that a model generates in."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    int8 = "int8"
+    int4 = "int4"
+
+
+class FileDType(StrEnum):
+    """Widths that weights are written in."""
 
     float32 = "float32"
     bfloat16 = "bfloat16"
@@ -35,6 +44,14 @@ Model = Annotated[
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit of a hub name.", show_default=False)]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")]
 Width = Annotated[DType, typer.Option("--dtype", help="What the model computes in.")]
+Compile = Annotated[
+    bool | None,
+    typer.Option(
+        "--compile/--no-compile",
+        help="torch.compile, or plain PyTorch; default: what is fastest here.",
+        show_default=False,
+    ),
+]
 Threads = Annotated[int | None, typer.Option(min=1, help="CPU threads; default: as many as torch takes.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 
@@ -46,14 +63,13 @@ def load_model(
     dtype: str = "float32",
     threads: int | None = None,
 ) -> "LanguageModel":
-    """Loads what `--model` and its companions name."""
+    """Loads what `--model` and its companions name; `dtype` is a value of `DType`."""
     import torch
 
     from gpt2.checkpoint import DEFAULT_MODEL, load
 
     if threads is not None:
-        if threads > 4 * (os.cpu_count() or 1):
-            raise BadOption(f"--threads is {threads}, but this machine has {os.cpu_count()} processors.")
+        check_threads(threads, "--threads")
         torch.set_num_threads(threads)
     return load(DEFAULT_MODEL if model is None else model, revision=revision, device=device, dtype=str(dtype))
 
@@ -62,6 +78,8 @@ def read_text(argument: str) -> str:
     """A text given on the command line; `-` reads standard input, less one line end at its end."""
     if argument != "-":
         return argument
+    if sys.stdin is None:
+        raise BadPrompt("Standard input is closed, so there is nothing to read for `-`.")
     return without_line_end(decode(sys.stdin.buffer.read(), "Standard input"))
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from gpt2.cli.common import DType, Revision
+from gpt2.cli.common import FileDType, Revision
 
 
 class Format(StrEnum):
@@ -20,7 +20,7 @@ def command(
     model: Annotated[str, typer.Argument(help="What to read: a folder, a file or a name, as --model takes it.")],
     to: Annotated[Format, typer.Option(help="hf: a Hugging Face directory; openai: OpenAI's TensorFlow checkpoint.")],
     out: Annotated[Path, typer.Option(help="Folder to write.", show_default=False)],
-    dtype: Annotated[DType, typer.Option(help="Width of the weights that are written.")] = DType.float32,
+    dtype: Annotated[FileDType, typer.Option(help="Width of the weights that are written.")] = FileDType.float32,
     revision: Revision = None,
     force: Annotated[bool, typer.Option("--force", help="Replace what is in the folder.")] = False,
 ) -> None:

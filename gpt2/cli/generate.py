@@ -2,7 +2,9 @@
 
 import json
 import sys
-from contextlib import AbstractContextManager, nullcontext
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any
@@ -10,6 +12,7 @@ from typing import IO, TYPE_CHECKING, Annotated, Any
 import typer
 
 from gpt2.cli.common import (
+    Compile,
     Device,
     DType,
     Json,
@@ -22,11 +25,12 @@ from gpt2.cli.common import (
     read_text,
     without_line_end,
 )
-from gpt2.errors import BadOption, BadPrompt
+from gpt2.errors import BadOption, BadPrompt, Error, Notice
 from gpt2.generation import DEFAULTS, GenerationOptions, SamplingOptions
 
 if TYPE_CHECKING:
-    from gpt2.generation import Completion
+    from gpt2.checkpoint import LanguageModel
+    from gpt2.generation import Completion, Engine, Proposer
 
 _SAMPLING = DEFAULTS.sampling
 
@@ -95,6 +99,14 @@ def command(
     device: Device = "cpu",
     dtype: Width = DType.float32,
     threads: Threads = None,
+    compile: Compile = None,
+    lookup: Annotated[
+        bool, typer.Option("--lookup", help="Guess tokens from what followed the same words before; same text, faster.")
+    ] = False,
+    draft: Annotated[
+        str | None,
+        typer.Option(help="A small model with the same vocabulary that guesses tokens; same text.", show_default=False),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Write to this file instead.", show_default=False)] = None,
     as_json: Json = False,
 ) -> None:
@@ -103,6 +115,8 @@ def command(
         raise BadOption("Give a prompt or --prompts, not both.")
     if logprobs is not None and not as_json:
         raise BadOption("--logprobs is printed with --json only.")
+    if lookup and draft is not None:
+        raise BadOption("Give --lookup or --draft, not both: a text's tokens are guessed in one way.")
     # Everything that can be refused is, before a model is loaded or a file is opened.
     options = GenerationOptions(
         max_tokens=max_tokens,
@@ -125,11 +139,13 @@ def command(
     from gpt2.generation import as_completed, pieces
 
     language_model = load_model(model, revision, device, dtype, threads)
+    small = None if draft is None else load_model(draft, None, device, dtype, threads)
+    engine = _engine(language_model, len(texts) * n, compile, threads, lookup=lookup, draft=small)
     several = prompts is not None or n > 1
     # Prompts are checked before a file is opened, and the file is opened before any work is done.
     if not as_json and not several:
-        stream = pieces(language_model, texts[0], options)
-        with _target(out) as file:
+        stream = pieces(engine, texts[0], options)
+        with _notes_last(), _told_if_partial(out), _target(out) as file:
             try:
                 file.write(texts[0] if echo else "")
                 file.flush()
@@ -138,23 +154,78 @@ def command(
                     file.flush()
             finally:
                 file.write("\n")
+        _tell_guesses(engine)
         return
-    completions = as_completed(language_model, texts, options, n)
+    completions = as_completed(engine, texts, options, n)
     sources = [text for text in texts for _ in range(n)]
     answers: dict[int, Completion] = {}
-    with _target(out) as file:
+    with _told_if_partial(out), _target(out) as file:
         try:
             answers.update(completions)
         finally:
             # In the prompts' order; after Ctrl-C, those that had finished.
             done = [(row, sources[row], answers[row]) for row in sorted(answers)]
-            if as_json:
-                documents = [_document(source, completion) for _, source, completion in done]
-                document = documents if several else documents[0] if documents else None
-                file.write(json.dumps(document, ensure_ascii=False) + "\n")
-            else:
+            if not as_json:
                 for row, source, completion in done:
                     file.write(f"--- {row + 1} (seed {completion.seed})\n{source if echo else ''}{completion.text}\n")
+            elif several or done:
+                documents = [_document(source, completion) for _, source, completion in done]
+                file.write(json.dumps(documents if several else documents[0], ensure_ascii=False) + "\n")
+    _tell_guesses(engine)
+    failed = [(row, completion.error) for row, _, completion in done if completion.error is not None]
+    if failed:
+        row, error = failed[0]
+        raise Error(f"{len(failed)} of {len(done)} texts failed; number {row + 1}: {error}")
+
+
+def _engine(
+    model: "LanguageModel",
+    texts: int,
+    compile: bool | None,
+    threads: int | None,
+    *,
+    lookup: bool,
+    draft: "LanguageModel | None",
+) -> "Engine":
+    """An engine for so many texts, as the flags have it."""
+    from gpt2.generation import DraftModel, Engine, PromptLookup
+    from gpt2.runners import choose
+
+    slots = min(texts, choose.fitting_slots(model.config, model.dtype, choose.device_of(model)))
+    proposer: Proposer | None = PromptLookup() if lookup else None
+    if draft is not None:
+        proposer = DraftModel(draft, slots, target=model)
+    return Engine(model, runner=choose.runner(model, slots, compile=compile, threads=threads), proposer=proposer)
+
+
+def _tell_guesses(engine: "Engine") -> None:
+    counts = engine.statistics
+    if counts.proposed:
+        share = counts.accepted / counts.proposed
+        print(f"gpt2: note: {counts.accepted} of {counts.proposed} guessed tokens held ({share:.0%})", file=sys.stderr)
+
+
+@contextmanager
+def _notes_last() -> Iterator[None]:
+    """Notices that come while text streams are told behind it, and not in the middle of a line."""
+    caught: list[warnings.WarningMessage] = []
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            yield
+    finally:
+        for note in caught:
+            warnings.warn_explicit(note.message, note.category, note.filename, note.lineno)
+
+
+@contextmanager
+def _told_if_partial(out: Path | None) -> Iterator[None]:
+    """After Ctrl-C, says that the file is not whole."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if out is not None:
+            warnings.warn(f"{out} is not whole: it ends where Ctrl-C came.", Notice, stacklevel=2)
+        raise
 
 
 def _target(out: Path | None) -> AbstractContextManager[IO[str]]:

@@ -1,5 +1,6 @@
 """`gpt2 tokenize`: text to ids, and back."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,7 +19,9 @@ _COLOURS = ("on dark_blue", "on dark_green", "on dark_red", "on purple4", "on da
 def command(
     text: Annotated[str | None, typer.Argument(help="Text; - reads standard input.", show_default=False)] = None,
     file: Annotated[Path | None, typer.Option(help="Read this file instead.", show_default=False)] = None,
-    decode: Annotated[bool, typer.Option("--decode", help="The text is ids, to be turned back into text.")] = False,
+    decode: Annotated[
+        bool, typer.Option("--decode", help="The text is ids (numbers or JSON), to be turned back.")
+    ] = False,
     special: Annotated[
         bool,
         typer.Option("--special", help="Read a literal <|endoftext|> as the control token; by default it is text."),
@@ -78,13 +81,20 @@ def _tokenizer(model: str | None, revision: str | None) -> "Tokenizer":
     from gpt2.checkpoint import load, locate
     from gpt2.checkpoint.huggingface import has_tokenizer
 
-    path = locate(model, revision)
+    path = locate(model, revision, weights=False)
     # A folder's vocabulary is read alone where it has one; other formats bring theirs with the weights.
-    return read_tokenizer(path) if has_tokenizer(path) else load(path).tokenizer
+    return read_tokenizer(path) if has_tokenizer(path) else load(model, revision=revision).tokenizer
 
 
 def _ids(text: str) -> list[int]:
+    """Ids from plain numbers, a JSON list of them, or the document that `tokenize --json` prints."""
     try:
-        return [int(word) for word in text.replace(",", " ").strip("[] \n").split()]
+        if text.lstrip().startswith("{"):
+            ids = json.loads(text).get("ids")
+        else:
+            ids = [int(word) for word in text.replace(",", " ").strip("[] \t\r\n").split()]
     except ValueError:
-        raise BadPrompt(f"--decode expects token ids such as 464 3797 3332, not {text[:40]!r}.") from None
+        ids = None
+    if not isinstance(ids, list) or any(type(id) is not int for id in ids):
+        raise BadPrompt(f"--decode expects token ids such as 464 3797 3332 or [464, 3797, 3332], not {text[:40]!r}.")
+    return ids

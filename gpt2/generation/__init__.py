@@ -1,4 +1,4 @@
-"""From a prompt to text: options, sampling, stop strings, the loop, and the functions people call.
+"""From a prompt to text: options, sampling, stop strings, the engine, and the functions people call.
 
 Options and their defaults are imported at once; the rest needs torch and is imported when it is first asked for.
 """
@@ -16,22 +16,33 @@ if TYPE_CHECKING:
         TokenLogprob,
         as_completed,
         complete,
+        decode,
         generate,
         next_tokens,
         pieces,
         stream,
     )
-    from gpt2.generation.loop import Event, decode
+    from gpt2.generation.engine import Engine
+    from gpt2.generation.request import Event, Request
+    from gpt2.generation.rows import Statistics
+    from gpt2.generation.speculate import DraftModel, PromptLookup, Proposer, Text
 
 __all__ = [
     "DEFAULTS",
     "Candidate",
     "Completion",
+    "DraftModel",
+    "Engine",
     "Event",
     "GenerationOptions",
     "Overflow",
+    "PromptLookup",
+    "Proposer",
+    "Request",
     "SamplingOptions",
+    "Statistics",
     "StopMatcher",
+    "Text",
     "TokenLogprob",
     "as_completed",
     "complete",
@@ -44,8 +55,11 @@ __all__ = [
 
 _HOMES = {
     **dict.fromkeys(["Candidate", "Completion", "TokenLogprob", "as_completed", "complete"], "api"),
-    **dict.fromkeys(["generate", "next_tokens", "pieces", "stream"], "api"),
-    **dict.fromkeys(["Event", "decode"], "loop"),
+    **dict.fromkeys(["decode", "generate", "next_tokens", "pieces", "stream"], "api"),
+    **dict.fromkeys(["Engine"], "engine"),
+    **dict.fromkeys(["Statistics"], "rows"),
+    **dict.fromkeys(["Event", "Request"], "request"),
+    **dict.fromkeys(["DraftModel", "PromptLookup", "Proposer", "Text"], "speculate"),
 }
 
 

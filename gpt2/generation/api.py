@@ -1,20 +1,24 @@
 """What people call: `generate` for whole answers, `stream` for text as it comes, `next_tokens` for what may come next.
 
-All three are thin: the work is in `loop.py` and `sampling.py`, and what the options mean and their defaults are in
-`options.py`. Every prompt is a text or a list of token ids; there is no padding, and a row of a batch gets what it
-would get alone.
+All are thin: `decode` puts prompts into the model's engine (`engine.py`) and gives its events out, and the others make
+answers of them. What the options mean and their defaults are in `options.py`. Every prompt is a text or a list of
+token ids; there is no padding, and a row of a batch gets what it would get alone. Where a model is asked for, an
+`Engine` may be given.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+import sys
+import warnings
+from collections import deque
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import torch
-import torch.nn.functional as F
-
-from gpt2.errors import BadPrompt, ContextOverflow, Error
-from gpt2.generation.loop import Event, FinishReason, checked_prompt, decode
+from gpt2.errors import BadPrompt, Busy, ContextOverflow, Notice
+from gpt2.generation.engine import Engine
 from gpt2.generation.options import DEFAULTS, GenerationOptions, Overflow, SamplingOptions, whole_number
+from gpt2.generation.request import Event, FinishReason, Reader, Request, checked_prompt, kept, vocabulary
+from gpt2.generation.shared import engine_of
 
 if TYPE_CHECKING:
     from gpt2.checkpoint import LanguageModel
@@ -42,10 +46,12 @@ class Completion:
 
     text: without the stop string that ended it, and without the prompt.
     ids: every generated id but end of text; those that lie under a trimmed stop string are here too.
-    finish_reason: "stop" (a stop string, or end of text) or "length" (max_tokens, or a full window).
+    finish_reason: "stop" (a stop string, or end of text), "length" (max_tokens, or a full window), or in a batch
+        "error": the text ends where its logits were not finite, or left nothing to choose from.
     logprobs: one for each of `ids`; None unless asked for.
     prompt_ids: what was read; an empty prompt is read as end of text.
     seed: the one that makes this text again, given or drawn.
+    error: what went wrong, if something did.
     """
 
     text: str
@@ -54,6 +60,7 @@ class Completion:
     logprobs: list[TokenLogprob] | None
     prompt_ids: list[int]
     seed: int
+    error: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +73,7 @@ class Candidate:
 
 
 def generate(
-    model: "LanguageModel",
+    model: "LanguageModel | Engine",
     prompt: Prompt | Sequence[str] | Sequence[Sequence[int]],
     *,
     max_tokens: int = DEFAULTS.max_tokens,
@@ -94,7 +101,9 @@ def generate(
 
     Returns one Completion for one prompt with n = 1; otherwise a list, the completions of a prompt side by side.
 
-    Raises BadOption, BadPrompt and ContextOverflow before anything runs, Error if the model's logits are not finite.
+    Raises BadOption, BadPrompt and ContextOverflow before anything runs. Logits that are not finite, or options that
+    leave no token to choose, are an Error for one prompt; in a batch only the rows that they concern end, with
+    finish_reason "error".
     Warns (Notice) once if a text outgrows the window and slides.
     """
     sampling = SamplingOptions(
@@ -106,7 +115,7 @@ def generate(
 
 
 def complete(
-    model: "LanguageModel", prompts: Sequence[Prompt], options: GenerationOptions = DEFAULTS, n: int = 1
+    model: "LanguageModel | Engine", prompts: Sequence[Prompt], options: GenerationOptions = DEFAULTS, n: int = 1
 ) -> list[Completion]:
     """What `generate` does, for options in one piece: `n` completions of each prompt, side by side."""
     completions = dict(as_completed(model, prompts, options, n))
@@ -114,32 +123,35 @@ def complete(
 
 
 def as_completed(
-    model: "LanguageModel", prompts: Sequence[Prompt], options: GenerationOptions = DEFAULTS, n: int = 1
+    model: "LanguageModel | Engine", prompts: Sequence[Prompt], options: GenerationOptions = DEFAULTS, n: int = 1
 ) -> Iterator[tuple[int, Completion]]:
     """The completions that `complete` returns, each with its number there, in the order in which they finish.
 
     Options and prompts are checked at once, not when the first is asked for.
     """
     n = whole_number("n", n, 1)
-    ids = [_ids(model, each) for each in prompts for _ in range(n)]
+    engine = engine_of(model)
+    ids = [_ids(engine, each) for each in prompts for _ in range(n)]
     seeds = [first + sample for first in options.seeds(len(prompts)) for sample in range(n)]
-    stream = decode(model, ids, replace(options, seed=seeds))
+    stream = decode(engine, ids, replace(options, seed=seeds))
 
     def finished() -> Iterator[tuple[int, Completion]]:
         events: list[list[Event]] = [[] for _ in ids]
         for event in stream:
             row = event.row
+            if event.error is not None and len(ids) == 1:
+                raise event.error
             events[row].append(event)
             if event.finish_reason is not None:
                 with_logprobs = options.logprobs is not None
-                yield row, _completion(model, events[row], ids[row], seeds[row], with_logprobs=with_logprobs)
+                yield row, _completion(engine, events[row], ids[row], seeds[row], with_logprobs=with_logprobs)
                 events[row] = []
 
     return finished()
 
 
 def stream(
-    model: "LanguageModel",
+    model: "LanguageModel | Engine",
     prompt: Prompt,
     *,
     max_tokens: int = DEFAULTS.max_tokens,
@@ -171,13 +183,22 @@ def stream(
     return pieces(model, prompts[0], GenerationOptions(max_tokens, stop, seed, None, overflow, sampling))
 
 
-def pieces(model: "LanguageModel", prompt: Prompt, options: GenerationOptions = DEFAULTS) -> Iterator[str]:
+def pieces(model: "LanguageModel | Engine", prompt: Prompt, options: GenerationOptions = DEFAULTS) -> Iterator[str]:
     """What `stream` does, for options in one piece."""
-    events = decode(model, [_ids(model, prompt)], options)
-    return (event.text for event in events if event.text)
+    engine = engine_of(model)
+    events = decode(engine, [_ids(engine, prompt)], options)
+
+    def texts() -> Iterator[str]:
+        for event in events:
+            if event.text:
+                yield event.text
+            if event.error is not None:
+                raise event.error
+
+    return texts()
 
 
-def next_tokens(model: "LanguageModel", prompt: Prompt, n: int = 10) -> list[Candidate]:
+def next_tokens(model: "LanguageModel | Engine", prompt: Prompt, n: int = 10) -> list[Candidate]:
     """The n likeliest next tokens (fewer if the vocabulary is smaller), likeliest first, with their probabilities.
 
     The probabilities are the model's own: softmax of its logits, no temperature and no filters.
@@ -189,25 +210,94 @@ def next_tokens(model: "LanguageModel", prompt: Prompt, n: int = 10) -> list[Can
     prompts, is_batch = _prompts(prompt)
     if is_batch:
         raise BadPrompt(f"next_tokens reads one prompt and was given a list of {len(prompts)}.")
-    ids = checked_prompt(model, _ids(model, prompts[0]))
-    window = model.config.n_positions
+    engine = engine_of(model)
+    ids = _ids(engine, prompts[0])
+    window = engine.config.n_positions
     if len(ids) > window:
         raise ContextOverflow(
             f"The prompt's {len(ids)} tokens do not fit in this model's window of {window}; shorten it."
         )
-    with torch.inference_mode():
-        last_1C = model.network.hidden(torch.tensor([ids], device=model.network.device))[:, -1]
-        probability_V = F.linear(last_1C, model.network.wte.weight)[0].float().softmax(dim=-1)
-        if not bool(probability_V.isfinite().all()):
-            raise Error(
-                "The model's logits hold NaN or infinity; its weights are damaged, or too large for their dtype."
-            )
-        probability_V = probability_V[: model.tokenizer.vocab_size]
-        best = probability_V.topk(min(n, len(probability_V)))
-    return [
-        Candidate(model.tokenizer.decode([id]), id, probability)
-        for id, probability in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    greedy = SamplingOptions(temperature=0)
+    options = GenerationOptions(max_tokens=1, logprobs=min(n, vocabulary(engine)), sampling=greedy)
+    [event] = decode(engine, [ids], options)
+    if event.error is not None:
+        raise event.error
+    return [Candidate(engine.tokenizer.decode([id]), id, math.exp(logprob)) for id, logprob in event.top]
+
+
+def decode(
+    model: "LanguageModel | Engine", prompts: Sequence[Sequence[int]], options: GenerationOptions = DEFAULTS
+) -> Generator[Event]:
+    """Generates for a ragged batch of token ids; yields events in the order of the steps.
+
+    Every row's result is the one that it would have alone. An empty prompt begins at end of text, as a document does.
+    Nothing runs until the first event is asked for; whoever closes the generator gives the rest up.
+
+    Raises at once, before anything runs: BadPrompt for an id outside the vocabulary, or an empty prompt where the
+    tokenizer has no end of text; ContextOverflow for a prompt, or with overflow="error" a prompt and max_tokens, that
+    the window does not hold; BadOption for options that this model cannot honour. A row whose logits are not finite
+    ends with an event that says so. Warns (Notice) once per call if a row slides.
+    """
+    engine = engine_of(model)
+    seeds = options.seeds(len(prompts))
+    arrived: deque[Event] = deque()
+    requests = [
+        engine.prepare(prompt, options, seed=seed, row=row, listener=arrived.append)
+        for row, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))
     ]
+    window = engine.config.n_positions
+    longest = next((len(each.prompt) for each in requests if len(each.prompt) > window), 0)
+    if longest and options.max_tokens:
+        _say_slid(longest, window)
+    return _events(engine, requests, arrived, said=bool(longest))
+
+
+def _events(engine: Engine, requests: list[Request], arrived: deque[Event], *, said: bool) -> Generator[Event]:
+    """Feeds requests through the engine's bounded queue, steps it, and yields what comes."""
+    waiting, live = deque(requests), dict[int, Request]()
+    del requests  # those that have finished are dropped
+    try:
+        while waiting or live or arrived:
+            while waiting:
+                try:
+                    engine.enter(waiting[0])
+                except Busy:
+                    break
+                request = waiting.popleft()
+                live[request.row] = request
+            if not arrived:
+                engine.step(until=lambda: bool(arrived))
+            if not said and (slid := next((each.slid for each in live.values() if each.slid), 0)):
+                _say_slid(slid, engine.config.n_positions)
+                said = True
+            while arrived:
+                event = arrived.popleft()
+                if event.finish_reason is not None:
+                    del live[event.row]
+                yield event
+    finally:
+        for request in live.values():
+            engine.cancel(request)
+
+
+def _say_slid(tokens: int, window: int) -> None:
+    """Says how much of a text of so many tokens is dropped."""
+    keep = kept(window)
+    warnings.warn(
+        f"The text outgrew the model's window of {window} tokens: its first {tokens - keep} tokens were dropped and "
+        f"the newest {keep} read again, as will happen whenever the window is full; overflow='stop' ends the text "
+        "there instead.",
+        Notice,
+        stacklevel=_frames_to_caller(),
+    )
+
+
+def _frames_to_caller() -> int:
+    """How far up the line is that asked for the text, so that a warning names it and not a line of ours."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back and frame.f_globals["__name__"].startswith((__package__, "torch.")):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def _prompts(prompt: Any) -> tuple[list[Prompt], bool]:
@@ -227,19 +317,19 @@ def _prompts(prompt: Any) -> tuple[list[Prompt], bool]:
     return (list(items), True) if all(several) else ([items], False)
 
 
-def _ids(model: "LanguageModel", prompt: Prompt) -> list[int]:
-    return checked_prompt(model, model.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
+def _ids(engine: Reader, prompt: Prompt) -> list[int]:
+    return checked_prompt(engine, engine.tokenizer.encode(prompt) if isinstance(prompt, str) else prompt)
 
 
 def _completion(
-    model: "LanguageModel", events: list[Event], prompt_ids: list[int], seed: int, *, with_logprobs: bool
+    engine: Reader, events: list[Event], prompt_ids: list[int], seed: int, *, with_logprobs: bool
 ) -> Completion:
-    finish_reason = events[-1].finish_reason
-    assert finish_reason is not None
+    last = events[-1]
+    assert last.finish_reason is not None
     tokens = [event for event in events if event.id is not None]
 
     def text(id: int) -> str:
-        return model.tokenizer.decode([id])
+        return engine.tokenizer.decode([id])
 
     logprobs = [
         TokenLogprob(text(event.id), event.id, event.logprob, tuple((text(id), id, value) for id, value in event.top))
@@ -249,8 +339,9 @@ def _completion(
     return Completion(
         text="".join(event.text for event in events),
         ids=[event.id for event in tokens if event.id is not None],
-        finish_reason=finish_reason,
+        finish_reason=last.finish_reason,
         logprobs=logprobs if with_logprobs else None,
         prompt_ids=prompt_ids,
         seed=seed,
+        error=None if last.error is None else str(last.error),
     )

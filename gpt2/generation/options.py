@@ -2,7 +2,7 @@
 
 Every value is checked when the options are made. No torch here, so that a command line can show the defaults and
 refuse a wrong flag without loading it. What the numbers do to the logits is in `sampling.py`; what the rest does to
-the loop is in `loop.py`.
+a text is in `request.py`.
 """
 
 import math

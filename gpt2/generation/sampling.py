@@ -20,6 +20,9 @@ number of the generated token and the token's id. So a seeded sample depends on 
 a batch, nor on the order of candidates, nor on the device; and a tiny difference in logits changes the outcome
 only where two sums lie within that difference, or where it moves a token across a filter's border.
 
+All of it happens on the host: the draw is made in float64, which not every device has. NumPy does it, several times
+faster than PyTorch on work of this size; and one thread waits for no other.
+
 Letters: B rows, V vocabulary, K candidates (at most V).
 """
 
@@ -27,14 +30,20 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gpt2.errors import BadOption, Error
 from gpt2.generation.options import SamplingOptions
 
 Histories = Sequence[Sequence[int]]
+Scores = NDArray[np.float32]
+Ids = NDArray[np.int64]
+Whole = NDArray[np.uint64]
+Real = NDArray[np.float64]
 
 
 def sample(
@@ -47,17 +56,23 @@ def sample(
 
     Raises Error if the logits are not finite, or if logit_bias forbids every token.
     """
-    scores_BV = adjust(logits_BV.float(), options, prompts, outputs)
+    table_BV: Scores = logits_BV.detach().to("cpu", torch.float32).numpy()
+    scores_BV = _adjusted(table_BV, options, prompts, outputs)
     if options.temperature == 0:
-        _check_scores(logits_BV, scores_BV)
-        return _ids(scores_BV.argmax(dim=-1))
-    scores_BV = scores_BV / options.temperature
-    _check_scores(logits_BV, scores_BV)
-    # The draw is made on the host: a few dozen candidates, in float64, which not every device has.
-    scores_BK, ids_BK = (each.cpu() for each in candidates(scores_BV, options))
-    noise_BK = gumbel_noise(seeds, [len(output) for output in outputs], ids_BK)
-    choice_B1 = (scores_BK.double() + noise_BK).argmax(dim=-1, keepdim=True)
-    return _ids(ids_BK.expand(len(seeds), -1).gather(1, choice_B1)[:, 0])
+        ids_B = scores_BV.argmax(axis=1)
+        _check_scores(table_BV, np.take_along_axis(scores_BV, ids_B[:, None], axis=1)[:, 0])
+        return [int(id) for id in ids_B]
+    scores_BK, ids_BK, highest_B = _likely(scores_BV, options)
+    with np.errstate(over="ignore"):
+        scores_BK, highest_B = scores_BK / options.temperature, highest_B / options.temperature
+    _check_scores(table_BV, highest_B)
+    scores_BK, ids_BK = _candidates(scores_BK, ids_BK, options)
+    keys_B = _keys(seeds, [len(output) for output in outputs])
+    if ids_BK.shape[1] > _MANY:
+        ids_BK = np.broadcast_to(ids_BK, scores_BK.shape)
+        return [_draw_of_many(*row) for row in zip(scores_BK, ids_BK, keys_B[:, None], strict=True)]
+    choice_B = (scores_BK + _noise(keys_B[:, None], ids_BK)).argmax(axis=1)
+    return [int(id) for id in np.broadcast_to(ids_BK, scores_BK.shape)[np.arange(len(choice_B)), choice_B]]
 
 
 def log_probabilities(logits_BV: Tensor) -> Tensor:
@@ -66,84 +81,150 @@ def log_probabilities(logits_BV: Tensor) -> Tensor:
 
 
 def adjust(scores_BV: Tensor, options: SamplingOptions, prompts: Histories, outputs: Histories) -> Tensor:
-    """Scores (B, V) after logit_bias and the penalties: steps 1 to 3. The argument is left as it is."""
+    """Scores (B, V) float32 after logit_bias and the penalties: steps 1 to 3. The argument is left as it is."""
+    return torch.from_numpy(_adjusted(scores_BV.numpy(), options, prompts, outputs))
+
+
+def _adjusted(scores_BV: Scores, options: SamplingOptions, prompts: Histories, outputs: Histories) -> Scores:
+    additive = bool(options.presence_penalty or options.frequency_penalty)
+    if not options.logit_bias and options.repetition_penalty == 1 and not additive:
+        return scores_BV
+    scores_BV = scores_BV.copy()
     if options.logit_bias:
-        bias_V = torch.zeros(scores_BV.shape[-1])
-        bias_V[list(options.logit_bias)] = torch.tensor(list(options.logit_bias.values()))
-        scores_BV = scores_BV + bias_V.to(scores_BV.device)
-    if options.repetition_penalty != 1:
-        scores_BV = scores_BV.clone()
-        for row, (prompt, output) in enumerate(zip(prompts, outputs, strict=True)):
-            seen_N = _index(sorted({*prompt, *output}), scores_BV)
-            scores_N = scores_BV[row, seen_N]
+        with np.errstate(invalid="ignore"):  # infinity less infinity: the caller finds the NaN
+            scores_BV[:, list(options.logit_bias)] += np.array(list(options.logit_bias.values()), np.float32)
+    for row_V, prompt, output in zip(scores_BV, prompts, outputs, strict=True):
+        if options.repetition_penalty != 1:
+            seen_N = np.array(sorted({*prompt, *output}), np.int64)
+            scores_N = row_V[seen_N]
             # Dividing would make a negative score more likely, so the penalty multiplies it.
-            scores_BV[row, seen_N] = torch.where(
+            row_V[seen_N] = np.where(
                 scores_N < 0, scores_N * options.repetition_penalty, scores_N / options.repetition_penalty
             )
-    if options.presence_penalty or options.frequency_penalty:
-        scores_BV = scores_BV.clone()
-        for row, output in enumerate(outputs):
+        if additive:
             counts = Counter(output)
-            penalty_N = torch.tensor(
-                [options.presence_penalty + options.frequency_penalty * count for count in counts.values()]
-            )
-            scores_BV[row, _index(list(counts), scores_BV)] -= penalty_N.to(scores_BV.device)
+            penalties = [options.presence_penalty + options.frequency_penalty * count for count in counts.values()]
+            row_V[np.array(list(counts), np.int64)] -= np.array(penalties, np.float32)
     return scores_BV
 
 
 def candidates(scores_BV: Tensor, options: SamplingOptions) -> tuple[Tensor, Tensor]:
-    """What top_k, top_p and min_p leave, from scores (B, V) after temperature: steps 5 to 7.
+    """What top_k, top_p and min_p leave, from scores (B, V) float32 after temperature: steps 5 to 7.
 
     Returns scores (B, K) with -inf for what was filtered out, and the candidates' ids, (B, K) or (1, K), int64.
     """
-    ids_BK = torch.arange(scores_BV.shape[-1], device=scores_BV.device)[None]
-    scores_BK = scores_BV
-    if options.top_k and options.top_k < scores_BV.shape[-1]:
-        scores_BK, ids_BK = narrow(keep_top_k(scores_BK, options.top_k), ids_BK)
+    scores_BK, ids_BK = _candidates(scores_BV.numpy(), np.arange(scores_BV.shape[1])[None], options)
+    return torch.from_numpy(scores_BK), torch.from_numpy(ids_BK)
+
+
+def _likely(scores_BV: Scores, options: SamplingOptions) -> tuple[Scores, Ids, Scores]:
+    """What top_k may leave, and some more: scores and ids (B, K), before temperature, and each row's highest (B,)."""
+    B, V = scores_BV.shape
+    ids_1V, parts = np.arange(V)[None], V // _STRIDE
+    if not options.top_k or options.top_k >= parts or options.temperature > _HOT:
+        return scores_BV, ids_1V, scores_BV.max(axis=1)
+    # The k-th highest of the maxima of many parts is a lower bound: at least k tokens are as high, and few more.
+    highest_BP = scores_BV[:, : parts * _STRIDE].reshape(B, _STRIDE, parts).max(axis=1)
+    bound_B = np.partition(highest_BP, parts - options.top_k, axis=1)[:, parts - options.top_k]
+    # And a little below it, for what a division by the temperature makes tie with the k-th.
+    bound_B = bound_B - np.abs(bound_B) * np.float32(1e-5) - np.float32(1e-20)
+    highest_B = np.maximum(highest_BP.max(axis=1), scores_BV[:, parts * _STRIDE - 1 :].max(axis=1))
+    # A row that holds NaN is above no bound; the caller refuses it.
+    scores_BK, ids_BK = narrow(scores_BV, ids_1V, scores_BV >= bound_B[:, None])
+    return scores_BK, ids_BK, highest_B
+
+
+def _candidates(scores_BK: Scores, ids_BK: Ids, options: SamplingOptions) -> tuple[Scores, Ids]:
+    K = scores_BK.shape[1]
+    if options.top_k and options.top_k < K:
+        kth_B = np.partition(scores_BK, K - options.top_k, axis=1)[:, K - options.top_k]
+        # Forbidden tokens, and what fills shorter rows, are -inf, and so may the k-th be.
+        inside_BK = (scores_BK >= kth_B[:, None]) & (scores_BK > -np.inf)
+        scores_BK, ids_BK = narrow(scores_BK, ids_BK, inside_BK)
     if options.top_p is not None and options.top_p < 1:
-        scores_BK, ids_BK = narrow(keep_top_p(scores_BK, options.top_p), ids_BK)
+        scores_BK, ids_BK = narrow(scores_BK, ids_BK, in_top_p(scores_BK, options.top_p))
     if options.min_p:
-        scores_BK, ids_BK = narrow(keep_min_p(scores_BK, options.min_p), ids_BK)
+        scores_BK, ids_BK = narrow(scores_BK, ids_BK, in_min_p(scores_BK, options.min_p))
     return scores_BK, ids_BK
 
 
-def keep_top_k(scores_BV: Tensor, k: int) -> Tensor:
-    """Scores with -inf for all that are below the k-th highest of their row."""
-    kth_B1 = scores_BV.topk(min(k, scores_BV.shape[-1]), dim=-1).values[:, -1:]
-    return scores_BV.masked_fill(scores_BV < kth_B1, -torch.inf)
+def in_top_p(scores_BK: Scores, p: float) -> NDArray[np.bool_]:
+    """Which of each row's candidates stay (B, K): not the least likely that together have a probability of 1 - p."""
+    inside_BK = np.zeros(scores_BK.shape, bool)
+    # Rows with equally many candidates together, so that no sum depends on how many another row has.
+    counts_B = (scores_BK > -np.inf).sum(axis=1)
+    for count in sorted(set(counts_B.tolist())):
+        rows_N = np.flatnonzero(counts_B == count)
+        # One by one where they are long: PyTorch would share them out, and wait.
+        for part_N in rows_N[:, None] if count > _MANY else (rows_N,):
+            inside_BK[part_N] = _in_top_p(scores_BK[part_N], count, p)
+    return inside_BK
 
 
-def keep_top_p(scores_BK: Tensor, p: float) -> Tensor:
-    """Scores with -inf for the least likely of each row that together have a probability of at most 1 - p."""
-    # Rising order, as Hugging Face has it: the small probabilities are summed first. Where equals stand at the border,
-    # its unstable sort decides which of them stay; here those with the lowest ids do, as with temperature 0.
-    falling_BK, order_BK = scores_BK.sort(dim=-1, descending=True, stable=True)
-    order_BK = order_BK.flip(-1)
-    remove_BK = falling_BK.flip(-1).softmax(dim=-1).cumsum(dim=-1) <= 1 - p
-    remove_BK[:, -1] = False
-    return scores_BK.masked_fill(remove_BK.scatter(1, order_BK, remove_BK), -torch.inf)
+def _in_top_p(scores_NK: Scores, count: int, p: float) -> NDArray[np.bool_]:
+    """As above, for rows with so many candidates each; the rest is -inf."""
+    # Rising order, as Hugging Face has it: the small probabilities are summed first.
+    rising_NK = np.sort(scores_NK, axis=1)[:, -count:]
+    sums_NK = torch.from_numpy(rising_NK).softmax(dim=-1).cumsum(dim=-1).numpy()
+    gone_N1 = np.minimum((sums_NK <= np.float32(1 - p)).sum(axis=1, keepdims=True), count - 1)
+    border_N1 = np.take_along_axis(rising_NK, gone_N1, axis=1)
+    above_NK, equal_NK = scores_NK > border_N1, scores_NK == border_N1
+    # Where equals stand at the border, Hugging Face's unstable sort decides which of them stay; here those with the
+    # lowest ids do, as with temperature 0.
+    room_N1 = count - gone_N1 - above_NK.sum(axis=1, keepdims=True)
+    if (equal_NK.sum(axis=1, keepdims=True) > room_N1).any():
+        equal_NK &= equal_NK.cumsum(axis=1) <= room_N1
+    inside_NK: NDArray[np.bool_] = above_NK | equal_NK
+    return inside_NK
 
 
-def keep_min_p(scores_BK: Tensor, p: float) -> Tensor:
-    """Scores with -inf for all that are less than `p` times as likely as the most likely of their row."""
-    probability_BK = scores_BK.softmax(dim=-1)
-    return scores_BK.masked_fill(probability_BK < p * probability_BK.amax(dim=-1, keepdim=True), -torch.inf)
+def in_min_p(scores_BK: Scores, p: float) -> NDArray[np.bool_]:
+    """Which of each row's candidates stay (B, K): those at least `p` times as likely as the most likely."""
+    # exp(score - highest) >= p, with the exponential left to those near the border or above it.
+    below_BK = scores_BK - scores_BK.max(axis=1, keepdims=True)
+    inside_BK: NDArray[np.bool_] = below_BK >= np.float32(math.log(p) - 1e-3)
+    inside_BK[inside_BK] = np.exp(below_BK[inside_BK]) >= np.float32(p)
+    return inside_BK
 
 
-def narrow(scores_BK: Tensor, ids_BK: Tensor) -> tuple[Tensor, Tensor]:
-    """Only the scores above -inf of each row, and their ids, in the same order; shorter rows end in -inf.
+def narrow(scores_BK: Scores, ids_BK: Ids, inside_BK: NDArray[np.bool_]) -> tuple[Scores, Ids]:
+    """Only what is inside (B, K), with ids, in the same order; shorter rows end in -inf.
 
     This makes what follows cheap: after top_k, a few dozen candidates instead of 50,257.
     """
-    row_N, from_N = (scores_BK > -torch.inf).nonzero(as_tuple=True)
-    counts_B = torch.bincount(row_N, minlength=scores_BK.shape[0])
+    B, K = scores_BK.shape
+    place_N = np.flatnonzero(inside_BK)
+    row_N = place_N // K
+    counts_B = np.bincount(row_N, minlength=B)
+    most = int(counts_B.max())
     # The place of each in its row: its place among all, less those of the rows above.
-    to_N = torch.arange(len(row_N), device=row_N.device) - (counts_B.cumsum(0) - counts_B)[row_N]
-    shape = (scores_BK.shape[0], int(counts_B.max()))
-    narrow_scores_BK, narrow_ids_BK = scores_BK.new_full(shape, -torch.inf), ids_BK.new_zeros(shape)
-    narrow_scores_BK[row_N, to_N] = scores_BK[row_N, from_N]
-    narrow_ids_BK[row_N, to_N] = ids_BK.expand(scores_BK.shape)[row_N, from_N]
+    to_N = np.arange(len(place_N)) - (counts_B.cumsum() - counts_B)[row_N]
+    narrow_scores_BK = np.full((B, most), -np.inf, np.float32)
+    narrow_ids_BK = np.zeros((B, most), np.int64)
+    narrow_scores_BK[row_N, to_N] = scores_BK.reshape(-1)[place_N]
+    narrow_ids_BK[row_N, to_N] = np.broadcast_to(ids_BK, (B, K))[row_N, place_N - row_N * K]
     return narrow_scores_BK, narrow_ids_BK
+
+
+_HOT = 1e6  # temperatures above this may press different scores into one
+_STRIDE = 32  # so many scores share a maximum when the k highest are looked for
+_MANY = 2048  # candidates from which on it pays to look who can win before working noise out
+
+
+def _draw_of_many(scores_K: Scores, ids_K: Ids, key_1: Whole) -> int:
+    """The id with the highest sum of score and noise, of so many that working out each one's noise would be slow.
+
+    Noise is -log(-log(u)) for a uniform u. A token can beat a sum s only if -log(u) <= exp(score - s), and since
+    1 - u <= -log(u), only if 1 - u <= exp(score - s). Those few are then worked out exactly.
+    """
+    best = int(scores_K.argmax())
+    beaten = scores_K[best] + _noise(key_1, ids_K[best : best + 1])[0]
+    rest_K = 1 - _uniform(key_1, ids_K)
+    # A little more than the formula says, for what float32 rounds.
+    slack = 1e-3 + 1e-6 * abs(beaten)
+    few_N = np.flatnonzero(rest_K <= np.exp(scores_K - np.float32(beaten - slack)))
+    sums_N = scores_K[few_N] + _noise(key_1, ids_K[few_N])
+    return int(ids_K[few_N[sums_N.argmax()]])
 
 
 def gumbel_noise(seeds: Sequence[int], numbers: Sequence[int], ids_BK: Tensor) -> Tensor:
@@ -151,67 +232,53 @@ def gumbel_noise(seeds: Sequence[int], numbers: Sequence[int], ids_BK: Tensor) -
 
     ids_BK: (B, K) or (1, K), int64. The same three whole numbers give the same noise, whatever stands beside them.
     """
-    keys = [_mixed(_mixed(seed) + number * _STEP) for seed, number in zip(seeds, numbers, strict=True)]
-    key_B1 = torch.tensor([_signed(key) for key in keys], device=ids_BK.device)[:, None]
-    bits_BK = _mixed_tensor(_mixed_tensor(key_B1 + (ids_BK + 1) * _signed(_STEP)))
-    # An odd multiple of 2^-53: uniform, never 0 and never 1.
-    uniform_BK = (_shifted(bits_BK, 12).double() + 0.5) * 2.0**-52
-    noise_BK: Tensor = -((-uniform_BK.log()).log())
-    return noise_BK
+    return torch.from_numpy(_noise(_keys(seeds, numbers)[:, None], ids_BK.numpy()))
 
 
-# The hash is splitmix64's (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", 2014), twice. It is
-# here once for Python's whole numbers and once for tensors, whose int64 wraps around.
-_STEP = 0x9E3779B97F4A7C15
-_FACTORS = (0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
-_MASK = 2**64 - 1
+# The hash is splitmix64's (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", 2014), twice.
+_STEP = np.uint64(0x9E3779B97F4A7C15)
+_FACTORS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 
-def _mixed(x: int) -> int:
-    x &= _MASK
-    x = ((x ^ (x >> 30)) * _FACTORS[0]) & _MASK
-    x = ((x ^ (x >> 27)) * _FACTORS[1]) & _MASK
-    return x ^ (x >> 31)
+def _keys(seeds: Sequence[int], numbers: Sequence[int]) -> Whole:
+    """What a row's noise depends on beside the token's id, (B,)."""
+    seeds_B, numbers_B = np.array(seeds, np.int64).view(np.uint64), np.array(numbers, np.uint64)
+    return _mixed(_mixed(seeds_B) + numbers_B * _STEP)
 
 
-def _mixed_tensor(x: Tensor) -> Tensor:
-    x = (x ^ _shifted(x, 30)) * _signed(_FACTORS[0])
-    x = (x ^ _shifted(x, 27)) * _signed(_FACTORS[1])
-    return x ^ _shifted(x, 31)
+def _uniform(keys: Whole, ids: Ids) -> Real:
+    """Odd multiples of 2^-53: uniform, never 0 and never 1."""
+    bits = _mixed(_mixed(keys + (ids.astype(np.uint64) + np.uint64(1)) * _STEP))
+    uniform: Real = ((bits >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52
+    return uniform
 
 
-def _shifted(x: Tensor, places: int) -> Tensor:
-    """A shift to the right that fills with zeros; int64's own copies the sign."""
-    shifted: Tensor = (x >> places) & ((1 << (64 - places)) - 1)
-    return shifted
+def _noise(keys: Whole, ids: Ids) -> Real:
+    noise: Real = -np.log(-np.log(_uniform(keys, ids)))
+    return noise
 
 
-def _signed(x: int) -> int:
-    """The int64 with the same 64 bits."""
-    return x - 2**64 if x >= 2**63 else x
+def _mixed(x: Whole) -> Whole:
+    x = (x ^ (x >> np.uint64(30))) * _FACTORS[0]
+    x = (x ^ (x >> np.uint64(27))) * _FACTORS[1]
+    return x ^ (x >> np.uint64(31))
 
 
-def _index(ids: list[int], like: Tensor) -> Tensor:
-    return torch.tensor(ids, dtype=torch.int64, device=like.device)
-
-
-def _ids(ids_B: Tensor) -> list[int]:
-    return [int(id) for id in ids_B.tolist()]
-
-
-def _check_scores(logits_BV: Tensor, scores_BV: Tensor) -> None:
-    """Raises unless every row has a finite highest score and no NaN. The maximum of a row with a NaN is NaN."""
-    highest = scores_BV.amax(dim=-1).tolist()
-    for row, score in enumerate(highest):
+def _check_scores(logits_BV: Scores, highest_B: Scores) -> None:
+    """Raises unless every row has a finite highest score and no NaN. The highest of a row with a NaN is NaN."""
+    if np.isfinite(highest_B).all():
+        return
+    for row, score in enumerate(highest_B.tolist()):
         if math.isfinite(score):
             continue
-        if not bool((logits_BV[row] < torch.inf).all()):
+        where = f" (row {row})" if len(highest_B) > 1 else ""
+        if not bool((logits_BV[row] < np.inf).all()):
             raise Error(
-                f"The model's logits hold NaN or infinity (row {row}), so there is nothing to choose from; "
+                f"The model's logits hold NaN or infinity{where}, so there is nothing to choose from; "
                 "its weights are damaged, or too large for this dtype."
             )
-        if score == -torch.inf:
+        if score == -math.inf:
             raise BadOption("logit_bias forbids every token, so there is nothing to choose from; forbid fewer.")
         raise BadOption(
-            f"The scores overflowed to {score} (row {row}) after bias, penalties and temperature; use smaller ones."
+            f"The scores overflowed to {score}{where} after bias, penalties and temperature; use smaller ones."
         )

@@ -15,7 +15,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -30,8 +30,9 @@ from gpt2.model import GPT2
 from gpt2.tokenizer import Tokenizer, learn
 from gpt2.training.data import Batches, Ids, Split, read_documents, split, to_ids
 from gpt2.training.evaluate import Evaluation, evaluate
+from gpt2.training.memory import check_memory, explained
 from gpt2.training.optimizer import Optimizer
-from gpt2.training.options import TrainingOptions
+from gpt2.training.options import GPT2_VOCABULARY, TrainingOptions
 from gpt2.training.plot import draw_losses
 from gpt2.training.run import RunFolder
 
@@ -48,8 +49,8 @@ class Reporter(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a run came to: its last step, the last batch's loss and the last validation (None: there was none), and
-    the run folder."""
+    """What a run came to: its last step, the last batch's loss and the last validation (None: there was none; of a
+    run that was resumed, also those from before), and the run folder."""
 
     step: int
     train_loss: float | None
@@ -118,8 +119,10 @@ def resume(
             raise BadData(
                 f"The data of {out} has changed since the checkpoint: {', '.join(data)}. Restore it, or start anew."
             )
-        network.to(device).requires_grad_(True)
-        optimizer = Optimizer(network, options)
+        window = _check_batches(options, device, tokenizer, tokens)
+        with explained(options, device, tokenizer.vocab_size, window):
+            network.to(device).requires_grad_(True)
+            optimizer = Optimizer(network, options)
         optimizer.load_state_dict(optimizer_state)
         run.write_recipe(options, data)
         run.forget_after(state["step"])
@@ -137,8 +140,10 @@ def _start(
         reporter.note(f"learning a vocabulary of {options.vocab_size:,} tokens")
         tokenizer = learn(parts.training, options.vocab_size)
     tokens = _tokenise(parts, tokenizer, reporter)
-    network = GPT2(options.model_config(tokenizer.vocab_size)).initialise(options.seed).to(device)
-    return network, tokenizer, Optimizer(network, options), tokens
+    window = _check_batches(options, device, tokenizer, tokens)
+    with explained(options, device, tokenizer.vocab_size, window):
+        network = GPT2(options.model_config(tokenizer.vocab_size)).initialise(options.seed).to(device)
+        return network, tokenizer, Optimizer(network, options), tokens
 
 
 def accumulate_gradients(
@@ -182,9 +187,10 @@ class _Run:
         batches = Batches(self.data.training, options.context, options.batch_size, options.seed)
         state = self.state or {"best": None, "best_step": None, "seconds": 0.0}
         best, best_step, seconds = state["best"], state["best_step"], state["seconds"]
-        loss, validation, step, saved = None, None, first_step, first_step
+        loss, validation = _last_losses(self.folder.metrics())
+        step = saved = first_step
         self.reporter.start(first_step, options.steps)
-        with _stop_requests() as stop:
+        with _stop_requests() as stop, self._memory_explained(batches.window):
             while step < options.steps and not stop.is_set():
                 started = time.perf_counter()
                 loss = self._step(step, *batches.at(step))
@@ -243,12 +249,24 @@ class _Run:
         # The norm tells of a gradient that is not finite even where the loss is: it must not reach the weights.
         norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), options.grad_clip or math.inf).item()
         if not math.isfinite(loss) or not math.isfinite(norm):
+            whole = self.folder.checkpoint()
+            saved = "No checkpoint was written yet" if whole is None else f"The checkpoint {whole.name} is whole"
             raise Error(
-                f"At step {step + 1} the loss is {loss} and the gradient's norm {norm}. The last checkpoint is whole; "
-                "start from its weights with a lower --learning-rate."
+                f"At step {step + 1} the loss is {loss} and the gradient's norm {norm}. {saved}; "
+                f"lower learning_rate {self._again}."
             )
         self.optimizer.step(options.learning_rate_at(step))
         return loss
+
+    @property
+    def _again(self) -> str:
+        """Where to change an option that a run cannot go on with, and how to go on."""
+        again = "begin again" if self.folder.checkpoint() is None else "go on"
+        return f"in {self.folder.path / 'recipe.toml'}, and {again} with `gpt2 train --resume {self.folder.path}`"
+
+    def _memory_explained(self, window: int) -> AbstractContextManager[None]:
+        device, vocab_size = self.network.device, self.tokenizer.vocab_size
+        return explained(self.options, device, vocab_size, window, f" Change it {self._again}.")
 
     def _loss(self, inputs: Tensor, targets: Tensor) -> Tensor:
         with torch.autocast(self.network.device.type, dtype=self._autocast, enabled=self._autocast is not None):
@@ -348,7 +366,28 @@ def _end_of_text(tokenizer: Tokenizer) -> int:
 def _prepare(options: TrainingOptions) -> torch.device:
     if options.threads:
         torch.set_num_threads(options.threads)
-    return find_device(options.device)
+    device = find_device(options.device)
+    check_memory(options, device, options.vocab_size or GPT2_VOCABULARY)
+    return device
+
+
+def _check_batches(options: TrainingOptions, device: torch.device, tokenizer: Tokenizer, data: Data) -> int:
+    """Raises BadOption if a step cannot fit into memory; returns the tokens in a row."""
+    window = min(options.context, max(1, len(data.training) - 1))
+    check_memory(options, device, tokenizer.vocab_size, window)
+    return window
+
+
+def _last_losses(metrics: Sequence[dict[str, Any]]) -> tuple[float | None, Evaluation | None]:
+    """The training loss and the validation that were written down last."""
+    loss = next((line["train_loss"] for line in reversed(metrics) if "train_loss" in line), None)
+    last = next((line for line in reversed(metrics) if "validation_loss" in line), None)
+    if last is None:
+        return loss, None
+    nats = last["validation_loss"] * last["validation_tokens"]
+    return loss, Evaluation(
+        nats, last["validation_tokens"], round(nats / math.log(2) / last["validation_bits_per_byte"])
+    )
 
 
 def _tokenise(parts: Split, tokenizer: Tokenizer, reporter: Reporter) -> Data:

@@ -5,7 +5,6 @@ The resolved options of a run are written beside it as `recipe.toml`, which can 
 
 import dataclasses
 import json
-import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +13,9 @@ from typing import Any
 
 from gpt2.config import GPT2Config
 from gpt2.errors import BadOption
+from gpt2.threads import check_threads
 
+GPT2_VOCABULARY = 50257
 RECIPES = Path(__file__).parent / "recipes"
 
 
@@ -76,8 +77,9 @@ class TrainingOptions:
             value = getattr(self, name)
             if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < 1:
                 raise BadOption(f"{name} is {value!r}, but it must lie in [0, 1).")
-        if self.threads > 4 * (os.cpu_count() or 1):
-            raise BadOption(f"threads is {self.threads}, but this machine has {os.cpu_count()} processors.")
+        check_threads(self.threads)
+        if self.seed >= 2**64:
+            raise BadOption(f"seed is {self.seed}, but it must be below 2**64: choose a shorter number.")
         if self.min_learning_rate > 1 or self.decay_share > 1:
             raise BadOption("min_learning_rate and decay_share are shares: at most 1.")
         for name, allowed in _CHOICES.items():
@@ -89,7 +91,7 @@ class TrainingOptions:
                 "choose a divisor."
             )
         # A shape that no GPT-2 has is refused here, before any data is read.
-        self.model_config(vocab_size=self.vocab_size or 50257)
+        self.model_config(vocab_size=self.vocab_size or GPT2_VOCABULARY)
 
     def model_config(self, vocab_size: int) -> GPT2Config:
         """The shape of the model, for a vocabulary of this many tokens."""
@@ -122,11 +124,14 @@ class TrainingOptions:
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], source: str) -> "TrainingOptions":
         """Options from a recipe's values; `source` is the name that errors give it. Raises BadOption."""
-        known = {item.name for item in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise BadOption(f"{source} sets {', '.join(unknown)}, which no option is called; see `gpt2 train --help`.")
+        _check_names(values, source)
         return cls(**values)
+
+
+def _check_names(values: Mapping[str, Any], source: str) -> None:
+    unknown = sorted(set(values) - {item.name for item in dataclasses.fields(TrainingOptions)})
+    if unknown:
+        raise BadOption(f"{source} sets {', '.join(unknown)}, which no option is called; see `gpt2 train --help`.")
 
 
 _CHOICES: Mapping[str, tuple[str, ...]] = {
@@ -161,4 +166,5 @@ def read_recipe(name: str) -> dict[str, Any]:
         raise BadOption(f"{path} is not valid TOML ({error}).") from None
     # A run's recipe.toml says what data it had, too.
     values.pop("run", None)
+    _check_names(values, str(path))
     return values

@@ -18,20 +18,32 @@ def draw_losses(metrics: Sequence[dict[str, Any]], path: Path, note: Callable[[s
         return
 
     training = [(line["step"], line["train_loss"]) for line in metrics if "train_loss" in line]
-    validation = [(line["step"], line["validation_loss"]) for line in metrics if "validation_loss" in line]
+    measured = [line for line in metrics if "validation_loss" in line]
     if not training:
         return
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
-    axes.plot(*zip(*training, strict=True), color="#9db7d5", linewidth=1, label="training (one batch)")
-    axes.plot(*zip(*_smooth(training), strict=True), color="#1f5a99", linewidth=2, label="training (running mean)")
-    if validation:
-        axes.plot(
-            *zip(*validation, strict=True), color="#c8501e", linewidth=2, marker="o", markersize=4, label="validation"
-        )
-        step, loss = validation[-1]
+    axes.plot(*zip(*training, strict=True), color="#b9cce3", linewidth=1, label="training, each batch")
+    reach = max(1, len(training) // 50)
+    label = f"training, mean of {2 * reach + 1}"
+    axes.plot(*zip(*_smooth(training, reach), strict=True), color="#1f5a99", linewidth=2, label=label)
+    if measured:
+        orange = "#c8501e"
+        # The end may score more tokens than the measurements on the way: another set, so no part of their line.
+        same = [line for line in measured if line["validation_tokens"] == measured[0]["validation_tokens"]]
+        points = [(line["step"], line["validation_loss"]) for line in same]
+        axes.plot(*zip(*points, strict=True), color=orange, linewidth=2, marker="o", markersize=4, label="validation")
+        last = measured[-1]
+        if last is not same[-1]:
+            label = f"validation, all {last['validation_tokens']:,} tokens"
+            axes.plot(last["step"], last["validation_loss"], color=orange, marker="D", linestyle="", label=label)
         axes.annotate(
-            f"{loss:.3f}", (step, loss), textcoords="offset points", xytext=(0, 8), ha="right", color="#c8501e"
+            f"{last['validation_loss']:.3f}",
+            (last["step"], last["validation_loss"]),
+            textcoords="offset points",
+            xytext=(8, 0),
+            va="center",
+            color=orange,
         )
     axes.set_xlabel("step")
     axes.set_ylabel("loss (nats per token)")
@@ -41,9 +53,12 @@ def draw_losses(metrics: Sequence[dict[str, Any]], path: Path, note: Callable[[s
     figure.savefig(path, dpi=120)
 
 
-def _smooth(points: Sequence[tuple[int, float]], decay: float = 0.95) -> list[tuple[int, float]]:
-    mean, weight, smooth = 0.0, 0.0, []
-    for step, loss in points:
-        mean, weight = decay * mean + (1 - decay) * loss, decay * weight + (1 - decay)
-        smooth.append((step, mean / weight))
+def _smooth(points: Sequence[tuple[int, float]], reach: int) -> list[tuple[int, float]]:
+    """The mean of each point and those up to `reach` steps on either side: of the past alone, it would lag behind."""
+    smooth = []
+    for place, (step, _) in enumerate(points):
+        # At the steep start as many on both sides; at the end all there are, lest it end in one batch's noise.
+        near = min(reach, place)
+        losses = [loss for _, loss in points[place - near : place + near + 1]]
+        smooth.append((step, sum(losses) / len(losses)))
     return smooth

@@ -16,10 +16,12 @@ It knows nothing of how a step is made.
 
 import json
 import shutil
+import tempfile
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from filelock import FileLock, Timeout
@@ -28,7 +30,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gpt2.checkpoint import read_directory, write_directory
-from gpt2.errors import BadCheckpoint, BadOption, Busy
+from gpt2.errors import BadCheckpoint, BadData, BadOption, Busy
 from gpt2.files import write_atomically
 from gpt2.model import GPT2
 from gpt2.tokenizer import Tokenizer
@@ -43,11 +45,19 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path) -> "RunFolder":
-        """A new run's folder, not yet on disk; raises BadOption if something is already there."""
+        """A new run's folder, not yet on disk; raises BadOption if something is there already or it cannot be made."""
         if path.exists() and (not path.is_dir() or any(file.name != "lock" for file in path.iterdir())):
             raise BadOption(
                 f"{path} is there already; choose another --out, or go on with `gpt2 train --resume {path}`."
             )
+        above = path.absolute()
+        while not above.exists():
+            above = above.parent
+        try:
+            # Only trying tells: permissions, read-only disks and full ones have nothing else in common.
+            tempfile.TemporaryDirectory(prefix=".gpt2-", dir=above).cleanup()
+        except OSError as error:
+            raise BadOption(f"{path} cannot be made: {above}: {error.strerror}. Choose another --out.") from None
         return cls(path)
 
     @classmethod
@@ -92,10 +102,24 @@ class RunFolder:
             file.write(json.dumps(line, allow_nan=False) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The lines of metrics.jsonl; a last line that a kill cut short is left out."""
+        """The lines of metrics.jsonl, without a last one that a kill cut short; raises BadData for a damaged one."""
         path = self.path / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+        metrics = []
+        for number, line in enumerate(lines, 1):
+            if not line.endswith(b"\n"):
+                continue
+            try:
+                metrics.append(json.loads(line))
+                whole = "step" in metrics[-1] and all(isinstance(value, int | float) for value in metrics[-1].values())
+            except (ValueError, TypeError, AttributeError):
+                whole = False
+            if not whole:
+                raise BadData(
+                    f"{path}, line {number} is damaged: it is no measurement in JSON. Delete that line, or the file: "
+                    "nothing but the record and the picture of the losses is made from it."
+                )
+        return metrics
 
     def forget_after(self, step: int) -> None:
         """Drops the metrics of steps after this one: a resumed run makes them again."""
@@ -109,9 +133,30 @@ class RunFolder:
     # Checkpoints
 
     def checkpoint(self, pointer: str = "latest") -> Path | None:
-        """The checkpoint that a pointer file (`latest`, `best`) names, if there is one."""
+        """The checkpoint that a pointer file (`latest`, `best`) names, None without the file.
+
+        Raises BadCheckpoint if the file names nothing that is there.
+        """
+        name = self._pointed(pointer)
+        if name is None:
+            return None
+        present = self._checkpoints()
+        path = next((path for path in present if path.name == name), None)
+        if path is None:
+            advice = f"write {present[-1].name} into it" if present else "delete it, and the run begins again"
+            raise BadCheckpoint(
+                f"{self.path / pointer} says {name!r}, which is no checkpoint in {self.path / 'checkpoints'}; {advice}."
+            )
+        return path
+
+    def _pointed(self, pointer: str) -> str | None:
         file = self.path / pointer
-        return self.path / "checkpoints" / file.read_text(encoding="utf-8").strip() if file.is_file() else None
+        return file.read_text(encoding="utf-8", errors="replace").strip() if file.is_file() else None
+
+    def _checkpoints(self) -> list[Path]:
+        """What is whole in the folder of checkpoints, oldest first."""
+        found = [path for path in (self.path / "checkpoints").glob("step-*") if path.name[5:].isdecimal()]
+        return sorted(found, key=lambda path: int(path.name[5:]))
 
     def save(
         self, step: int, network: GPT2, tokenizer: Tokenizer, optimizer: dict[str, Tensor], state: dict[str, Any]
@@ -145,22 +190,47 @@ class RunFolder:
         folder = path / "training"
         try:
             state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+            _check_state(state)
             return network, tokenizer, load_file(folder / _OPTIMIZER), state
         except (OSError, ValueError, SafetensorError) as error:
-            raise BadCheckpoint(f"{folder} is damaged, so the run cannot be resumed from it ({error}).") from None
+            others = [other.name for other in self._checkpoints() if other != path]
+            advice = f"write {others[-1]} into {self.path / 'latest'}" if others else "start the run anew"
+            raise BadCheckpoint(
+                f"{folder} is damaged, so the run cannot be resumed from it ({error}); {advice}."
+            ) from None
 
     def prune(self, keep: int) -> None:
         """Deletes all but the newest `keep` checkpoints and those that are pointed at; 0 keeps all."""
         if not keep:
             return
-        pointed = {self.checkpoint("latest"), self.checkpoint("best")}
-        checkpoints = sorted((self.path / "checkpoints").glob("step-*"), key=lambda path: int(path.name.split("-")[1]))
-        for path in checkpoints[:-keep]:
-            if path not in pointed:
+        pointed = {self._pointed("latest"), self._pointed("best")}
+        for path in self._checkpoints()[:-keep]:
+            if path.name not in pointed:
                 shutil.rmtree(path)
 
 
 _OPTIMIZER = "optimizer.safetensors"
+
+
+# What resuming reads from state.json, and what each may be.
+_STATE: dict[str, tuple[type, ...]] = {
+    "step": (int,),
+    "data": (str,),
+    "seconds": (int, float),
+    "best": (int, float, NoneType),
+    "best_step": (int, NoneType),
+}
+
+
+def _check_state(state: Any) -> None:
+    """Raises ValueError for a state.json that is no such thing."""
+    if not isinstance(state, dict):
+        raise ValueError(f"state.json holds a {type(state).__name__}, not an object")
+    for key, kinds in _STATE.items():
+        if key not in state:
+            raise ValueError(f"state.json lacks {key}")
+        if not isinstance(state[key], kinds) or isinstance(state[key], bool):
+            raise ValueError(f"state.json says {key} = {state[key]!r}")
 
 
 def _name(step: int) -> str:

@@ -35,6 +35,8 @@ import pytest
         (["train", "/nowhere"], "is no file and no folder"),
         (["train", "x.txt", "--recipe", "cake"], "no recipe called 'cake'"),
         (["train", "x.txt", "--n-head", "5"], "n_head"),
+        (["train", "x.txt", "--seed", str(2**64)], f"seed is {2**64}, but it must be below 2**64"),
+        (["train", "x.txt", "--n-embd", "6000000"], "GB for weights, gradients and optimiser"),
         (["train", "--resume", "/nowhere"], "is no run folder"),
         (["train", "x.txt", "--resume", "run", "--n-layer", "2"], "leave out --n-layer, DATA"),
     ],

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,7 +10,8 @@ import sys
 import pytest
 
 from gpt2.checkpoint import load
-from gpt2.generation import generate, next_tokens
+from gpt2.errors import Error
+from gpt2.generation import generate, next_tokens, rows
 
 
 def test_the_text_follows_the_prompt(gpt2, model_path):
@@ -150,6 +152,80 @@ sys.exit(run(["generate", "--prompts", {str(tmp_path / "prompts.txt")!r}, *flags
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 130
     assert len(json.loads(done.stdout)) == 64
+
+
+INTERRUPTED = """
+import sys
+import gpt2.generation.rows as rows
+from gpt2.cli import run
+real, calls = rows.draw, []
+def draw(*arguments):
+    calls.append(1)
+    if len(calls) == 3:
+        raise KeyboardInterrupt
+    return real(*arguments)
+rows.draw = draw
+sys.exit(run(sys.argv[1:]))
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
+def test_ctrl_c_before_any_answer_prints_no_json(model_path):
+    flags = ["generate", "ab", "--model", model_path, "--logit-bias", "256=-100", "--json"]
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED, *flags], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals as POSIX has them")
+@pytest.mark.parametrize("more", [[], ["--json"], ["--n", "2"]])
+def test_ctrl_c_says_that_the_file_is_not_whole(model_path, tmp_path, more):
+    out = str(tmp_path / "a.txt")
+    flags = ["generate", "ab", "--model", model_path, "--logit-bias", "256=-100", "--out", out, *more]
+    done = subprocess.run([sys.executable, "-c", INTERRUPTED, *flags], capture_output=True, text=True, check=False)
+    assert done.returncode == 130
+    assert done.stderr == f"gpt2: note: {out} is not whole: it ends where Ctrl-C came.\n"
+
+
+def test_a_note_stands_behind_the_text_and_not_in_it(model_path):
+    flags = ["generate", "ab", "--model", model_path, "--max-tokens", "60", "--seed", "1", "--logit-bias", "256=-100"]
+    command = [sys.executable, "-m", "gpt2", *flags]
+    both = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=True).stdout
+    alone = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True).stdout
+    assert both.startswith(alone)
+    assert both[len(alone) :].startswith(b"gpt2: note: The text outgrew")
+
+
+def test_texts_that_fail_in_a_batch_are_told(gpt2, model_path, tmp_path, monkeypatch):
+    (tmp_path / "prompts.txt").write_text("ab\ncd\nef\n")
+    flags = ("generate", "--prompts", tmp_path / "prompts.txt", "--model", model_path, "--max-tokens", 3, "--json")
+    whole = gpt2(*flags, "--seed", 1).json
+    real = rows.draw
+
+    def draw(logits, places, requests, vocabulary):
+        choices = real(logits, places, requests, vocabulary)
+        return [Error("odd") if request.row == 1 else each for each, request in zip(choices, requests, strict=True)]
+
+    monkeypatch.setattr(rows, "draw", draw)
+    answer = gpt2(*flags, "--seed", 1)
+    assert answer.code == 2
+    assert answer.err == "gpt2: 1 of 3 texts failed; number 2: odd\n"
+    assert [each["finish_reason"] == "error" for each in answer.json] == [False, True, False]
+    assert (answer.json[0], answer.json[2]) == (whole[0], whole[2])
+    alone = gpt2("generate", "ab", "--n", 2, "--model", model_path)
+    assert alone.code == 2
+
+
+def test_guesses_change_nothing_and_are_told(gpt2, model_path):
+    flags = ("generate", "abcabcabcabc", "--model", model_path, "--max-tokens", 15, "--temperature", 0)
+    plain = gpt2(*flags)
+    for more in (["--lookup"], ["--draft", model_path]):
+        guessed = gpt2(*flags, *more)
+        assert (guessed.code, guessed.out) == (0, plain.out)
+    assert re.fullmatch(r"gpt2: note: (\d+) of \1 guessed tokens held \(100%\)\n", guessed.err)
+    both = gpt2(*flags, "--lookup", "--draft", model_path)
+    assert both.code == 2
+    assert "not both" in both.err
 
 
 def test_files_from_windows(gpt2, model_path, tmp_path):

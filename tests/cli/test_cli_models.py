@@ -32,6 +32,21 @@ def test_convert_writes_what_transformers_reads(gpt2, model_path, tmp_path):
     assert gpt2("convert", model_path, "--to", "hf", "--out", out, "--force").code == 0
 
 
+def test_an_unwritable_place_is_named_and_no_temporary_one(gpt2, model_path, tmp_path, monkeypatch):
+    def refused(*, prefix, suffix, dir):
+        raise PermissionError(13, "Permission denied", f"{dir}/{prefix}abc{suffix}")
+
+    monkeypatch.setattr("tempfile.mkdtemp", refused)
+    answer = gpt2("convert", model_path, "--to", "hf", "--out", tmp_path / "out")
+    assert answer.code == 2
+    assert answer.err == f"gpt2: {tmp_path / 'out'} cannot be written: Permission denied. Choose another place.\n"
+    monkeypatch.undo()
+    (tmp_path / "file").write_text("")
+    answer = gpt2("convert", model_path, "--to", "hf", "--out", tmp_path / "file" / "out")
+    assert answer.code == 2
+    assert f"{tmp_path / 'file' / 'out'} cannot be written" in answer.err
+
+
 @pytest.fixture
 def text(tmp_path):
     file = tmp_path / "text.txt"
@@ -52,6 +67,26 @@ def test_train_then_generate(gpt2, text, tmp_path, monkeypatch):
     longer = gpt2("train", "--resume", "run", "--steps", 6, "--json").json
     assert longer["step"] == 6
     assert longer["validation_bits_per_byte"] > 0
+
+
+def test_a_finished_run_that_is_resumed_reports_its_losses(gpt2, text, tmp_path):
+    first = gpt2("train", text, "--out", tmp_path / "run", *SMALL, "--steps", 2, "--json").json
+    again = gpt2("train", "--resume", tmp_path / "run", "--json").json
+    assert again["train_loss"] == first["train_loss"]
+    assert again["validation_loss"] == pytest.approx(first["validation_loss"])
+    assert again["validation_bits_per_byte"] == pytest.approx(first["validation_bits_per_byte"])
+
+
+def test_a_recipe_with_an_unknown_key_is_named(gpt2, text, tmp_path):
+    (tmp_path / "mine.toml").write_text("n_layer = 3\nwings = 2\n")
+    answer = gpt2("train", text, "--out", tmp_path / "run", "--recipe", tmp_path / "mine.toml", *SMALL)
+    assert answer.code == 2
+    assert f"{tmp_path / 'mine.toml'} sets wings" in answer.err
+    assert "command line" not in answer.err
+
+
+def test_the_largest_seed_trains(gpt2, text, tmp_path):
+    assert gpt2("train", text, "--out", tmp_path / "run", *SMALL, "--steps", 1, "--seed", 2**64 - 1).code == 0
 
 
 def test_flags_win_over_the_recipe(gpt2, text, tmp_path):

@@ -28,6 +28,34 @@ def test_ids_become_text(gpt2):
     assert gpt2("tokenize", "--decode", str(IDS), "--json").json == {"ids": IDS, "text": SENTENCE}
 
 
+@pytest.mark.parametrize(
+    "ids",
+    [
+        "464 3797 3332\n",
+        "464, 3797, 3332",
+        "[464, 3797, 3332]\r\n",
+        "\t[464,\n 3797,\n 3332]\n",
+        '{"ids": [464,3797,3332]}',
+    ],
+)
+def test_ids_are_read_as_numbers_a_json_list_or_our_own_json(gpt2, ids):
+    assert gpt2("tokenize", "--decode", "-", stdin=ids.encode()).out == "The cat sat\n"
+
+
+def test_what_tokenize_prints_it_reads_back(gpt2):
+    printed = gpt2("tokenize", "--json", SENTENCE).out
+    assert gpt2("tokenize", "--decode", "-", stdin=printed.encode()).out == SENTENCE + "\n"
+
+
+@pytest.mark.parametrize(
+    "ids", ["[464, true]", "[464.0]", "[[464], [3797]]", "{}", '{"ids": "464"}', '{"ids": [null]}', "{"]
+)
+def test_what_is_no_list_of_ids_is_refused(gpt2, ids):
+    answer = gpt2("tokenize", "--decode", "-", stdin=ids.encode())
+    assert answer.code == 2
+    assert "--decode expects token ids such as" in answer.err
+
+
 def test_control_tokens_are_text_unless_asked_for(gpt2):
     assert 50256 not in gpt2("tokenize", "--json", "<|endoftext|>").json["ids"]
     assert gpt2("tokenize", "--json", "--special", "<|endoftext|>").json["ids"] == [50256]

@@ -2,6 +2,7 @@
 
 The row alone is also held to a plain generation with neither cache nor batch."""
 
+import functools
 import warnings
 
 import pytest
@@ -11,9 +12,9 @@ from hypothesis import strategies as st
 
 from gpt2.checkpoint import LanguageModel, load, shipped
 from gpt2.errors import Notice
-from gpt2.generation import GenerationOptions, SamplingOptions, generate
+from gpt2.generation import Engine, GenerationOptions, SamplingOptions, generate
 from gpt2.generation.sampling import gumbel_noise
-from tests.generation_models import assert_same_or_tied, model, plain, small_tokenizer
+from tests.generation_models import RUNNERS, SHAPE, assert_same_or_tied, model, plain, runner, small_tokenizer
 
 samplers = st.builds(
     SamplingOptions,
@@ -85,6 +86,45 @@ def test_rows_that_end_at_stop_strings_and_full_windows(batch: list[list[int]], 
     made = model(n_positions=24)
     more = {"max_tokens": 12, "overflow": overflow, "stop": ["a", "e ", "\n", "0"]}
     assert_rows_are_as_alone(made, batch, SamplingOptions(1.5, None), seed, **more)
+
+
+def cut(prompt: list[int]) -> list[int]:
+    return prompt[:20] or [256]
+
+
+@pytest.mark.parametrize(("name", "dtype"), RUNNERS)
+@given(
+    batch=prompts,
+    other=prompts,
+    sampling=samplers,
+    seeds=st.lists(st.integers(0, 99), min_size=5, max_size=5),
+)
+@settings(max_examples=15, deadline=None)
+def test_every_runner_whatever_stands_beside_a_row_and_whatever_was_read_before(
+    name: str, dtype: str, batch: list[list[int]], other: list[list[int]], sampling: SamplingOptions, seeds: list[int]
+) -> None:
+    """Alone and cold; among batch mates that join and leave; and from a prefix that is still in a slot."""
+    made = runner_model()
+    cold = Engine(made, runner=runner(name, dtype, made))
+    warm = Engine(made, runner=runner(name, dtype, made, 3))
+    run(warm, other, sampling, seed=5, max_tokens=7)
+    # What the slots hold now is the beginning of what is asked for next, or of what stands beside it.
+    batch = [*batch, cut(other[0]) + cut(batch[0]), [*cut(batch[0]), 3, 4]]
+    together = run(warm, batch, sampling, seed=[*seeds, 7, 8][: len(batch)], max_tokens=8)
+    for prompt, found in zip(batch, together, strict=True):
+        fresh = Engine(made, runner=cold.runner)
+        for slot in range(cold.runner.slots):
+            cold.runner.rewind(slot, 0)
+        alone = run(fresh, [prompt], sampling, seed=found.seed, max_tokens=8)[0]
+        if warm.runner.batch_invariant:
+            assert (found.ids, found.text, found.finish_reason) == (alone.ids, alone.text, alone.finish_reason)
+        else:
+            assert_same_or_tied(made, found.prompt_ids, found.ids, alone.ids, sampling, found.seed)
+
+
+@functools.cache
+def runner_model() -> LanguageModel:
+    return model(n_positions=64, **SHAPE)
 
 
 def test_equal_prompts_with_one_seed_are_equal() -> None:

@@ -12,7 +12,8 @@ from gpt2.checkpoint import load, shipped
 from gpt2.errors import Notice
 from gpt2.generation import GenerationOptions, SamplingOptions, generate
 from gpt2.model import GPT2
-from tests.generation_models import assert_same_or_tied, model, network, peer, plain
+from gpt2.runners import Feed, Runner
+from tests.generation_models import RUNNERS, SHAPE, assert_same_or_tied, model, network, peer, plain, runner
 
 SHAPES = [
     {},
@@ -102,6 +103,47 @@ def test_greedy_ids_with_the_cache_and_without(shape: dict) -> None:
         ids = generate(made, prompt, max_tokens=40, temperature=0, logit_bias={256: -100}).ids
         assert len(ids) == 40
         assert_same_or_tied(made, prompt, ids, plain(made, prompt, options, 0), options.sampling, 0)
+
+
+@pytest.mark.parametrize(("name", "dtype"), RUNNERS)
+@given(
+    pieces=st.lists(st.integers(1, 9), min_size=1, max_size=6),
+    rest=st.integers(1, 5),
+    shared=st.integers(1, 20),
+    mates=st.integers(0, 3),
+)
+@settings(max_examples=15, deadline=None)
+def test_every_runner_in_pieces_rewound_and_copied(
+    name: str, dtype: str, pieces: list[int], rest: int, shared: int, mates: int
+) -> None:
+    """Cold in one piece; in any pieces beside others; from a copied prefix; after rewinding."""
+    made = model(n_positions=64, **SHAPE)
+    whole = random_ids(made.network, 1, sum(pieces) + rest, 3)[0].tolist()
+    shared = min(shared, sum(pieces))
+    tested = runner(name, dtype, made)
+    cold = tested.read([Feed(0, whole, rest)])
+    for mate in range(mates):
+        tested.read([Feed(3 + mate, random_ids(made.network, 1, 4 * mate + 1, mate)[0].tolist(), 0)])
+    place = 0
+    for size in pieces:
+        tested.read([Feed(1, whole[place : place + size], 0), *beside(tested, mates)])
+        place += size
+    tested.copy(1, 2, shared)
+    found = tested.read([Feed(2, whole[shared:], rest), Feed(1, whole[place:], rest), *beside(tested, mates)])
+    tested.rewind(1, shared)
+    again = tested.read([Feed(1, whole[shared:], rest)])
+    for logits in (found[:rest], found[rest : 2 * rest], again):
+        if tested.batch_invariant:
+            assert torch.equal(logits, cold)
+        else:
+            assert_close(logits, cold)
+    if dtype == "float32":
+        with torch.inference_mode():
+            assert_close(cold, made.network(torch.tensor([whole]))[0, -rest:])
+
+
+def beside(tested: Runner, mates: int) -> list[Feed]:
+    return [Feed(3 + mate, [mate] * (1 + mate % 2)) for mate in range(mates)]
 
 
 def test_greedy_ids_past_the_window() -> None:

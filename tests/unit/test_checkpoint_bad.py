@@ -16,7 +16,7 @@ from gpt2.checkpoint import LanguageModel, load, read_directory, write_directory
 from gpt2.config import GPT2Config
 from gpt2.errors import BadCheckpoint, BadOption, BadTokenizer, Notice
 from gpt2.model import GPT2
-from gpt2.tokenizer import Tokenizer
+from gpt2.tokenizer import Tokenizer, write_tokenizer
 from tests import layouts
 from tests.layouts import TINY, State, hub_state, random_network, small_tokenizer, state_of, write_hub
 
@@ -412,6 +412,7 @@ class TestOneFile:
     def test_llmc_with_nan(self, tmp_path: Path) -> None:
         state = state_of(random_network())
         state["h.0.mlp.c_fc.bias"][3] = float("nan")
+        write_tokenizer(small_tokenizer(), tmp_path)
         with pytest.raises(BadCheckpoint, match=r"m\.bin: h\.0\.mlp\.c_fc\.bias holds nan"):
             load(layouts.write_llmc(tmp_path / "m.bin", state, TINY))
 

@@ -131,7 +131,7 @@ def hub() -> Iterator[Hub]:
 SCRIPT = """
 import sys, gpt2.checkpoint, gpt2.errors
 try:
-    path = gpt2.checkpoint.locate(sys.argv[1], sys.argv[2] or None)
+    path = gpt2.checkpoint.locate(sys.argv[1], sys.argv[2] or None, weights=sys.argv[3] == "True")
 except gpt2.errors.Error as error:
     print(type(error).__name__, error, sep=": ")
 else:
@@ -151,13 +151,13 @@ class Locate:
     def __init__(self, hub: Hub, cache: Path) -> None:
         self.hub, self.cache, self.progress = hub, cache, ""
 
-    def __call__(self, name: str, revision: str = "", **variables: str) -> str:
+    def __call__(self, name: str, revision: str = "", *, weights: bool = True, **variables: str) -> str:
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "HUGGING"))}
         environment |= {"HF_ENDPOINT": self.hub.url, "HF_HOME": str(self.cache), "HF_HUB_DISABLE_TELEMETRY": "1"}
         environment |= {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", **variables}
         root = Path(__file__).resolve().parents[2]
         done = subprocess.run(
-            [sys.executable, "-c", SCRIPT, name, revision],
+            [sys.executable, "-c", SCRIPT, name, revision, str(weights)],
             env=environment | {"PYTHONPATH": str(root)},
             capture_output=True,
             text=True,
@@ -191,6 +191,19 @@ def test_fetches_what_is_needed_and_no_more(hub: Hub, locate: Locate, tmp_path: 
     # The second time only the commit is asked for.
     assert locate("someone/tiny-gpt2") == answer
     assert hub.fetched() == set()
+
+
+def test_a_vocabulary_is_fetched_without_the_weights(hub: Hub, locate: Locate, tmp_path: Path) -> None:
+    files = folder(tmp_path)
+    hub.models["someone/tiny"] = files
+    answer = locate("someone/tiny", weights=False)
+    assert answer.startswith("fetched")
+    assert hub.fetched() == set(files) - {"model.safetensors"}
+    # So fetched, it serves without a network, but is no model yet.
+    assert locate("someone/tiny", weights=False, HF_HUB_OFFLINE="1") == answer
+    assert locate("someone/tiny", HF_HUB_OFFLINE="1").startswith("Unavailable: Only a part of someone/tiny was fetched")
+    assert locate("someone/tiny") == answer
+    assert hub.fetched() == {"model.safetensors"}
 
 
 def test_gpt2_is_openais_on_the_hub(hub: Hub, locate: Locate, tmp_path: Path) -> None:

@@ -37,7 +37,8 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str | None]]:
     """No hub at all: what would be fetched is written down instead."""
     asked: list[tuple[str, str | None]] = []
 
-    def fetch(name: str, revision: str | None = None) -> Path:
+    def fetch(name: str, revision: str | None = None, *, weights: bool = True) -> Path:
+        assert weights
         asked.append((name, revision))
         return Path("fetched")
 
@@ -165,9 +166,60 @@ class TestDeviceAndDtype:
     def test_dtypes(self, folder: Path, dtype: str | torch.dtype) -> None:
         assert str(load(folder, dtype=dtype).network.dtype).endswith(str(dtype).removeprefix("torch."))
 
-    @pytest.mark.parametrize("dtype", ["float16", "int8", "double", torch.float16])
+    @pytest.mark.parametrize("dtype", ["int8", "int4"])
+    def test_quantised_models_open_their_network_when_it_is_asked_for(self, folder: Path, dtype: str) -> None:
+        model = load(folder, dtype=dtype)
+        assert (model.dtype, model.config, model.path) == (dtype, TINY, folder)
+        first = model.network
+        assert model.network is first
+        assert first.dtype == torch.float32
+        assert not first.training
+        assert all(torch.equal(tensor, first.state_dict()[name]) for name, tensor in state_of(random_network()).items())
+
+    @pytest.mark.parametrize("dtype", ["int8", "int4"])
+    def test_quantised_models_check_names_and_shapes_at_once(self, dtype: str, tmp_path: Path) -> None:
+        named = hub_state(state_of(random_network()), TINY)
+        named["transformer.h.1.ln_1.bias"] = torch.ones(31)
+        with pytest.raises(BadCheckpoint, match=r"h\.1\.ln_1\.bias"):
+            load(write_hub(tmp_path, named, TINY), dtype=dtype)
+
+    @pytest.mark.parametrize("dtype", ["int8", "int4"])
+    def test_quantised_models_check_values_when_they_are_read(self, dtype: str, tmp_path: Path) -> None:
+        named = hub_state(state_of(random_network()), TINY)
+        named["transformer.h.1.ln_1.bias"][4] = float("nan")
+        model = load(write_hub(tmp_path, named, TINY), dtype=dtype)
+        with pytest.raises(BadCheckpoint, match=r"h\.1\.ln_1\.bias holds nan"):
+            _ = model.network
+        assert model.weights is not None
+        with pytest.raises(BadCheckpoint, match=r"h\.1\.ln_1\.bias holds nan"):
+            list(model.weights.read())
+
+    def test_a_folder_that_changed_is_not_taken_for_the_one_that_was_loaded(self, folder: Path) -> None:
+        model = load(folder, dtype="int8")
+        write_directory(random_network(seed=3), small_tokenizer(), folder)
+        with pytest.raises(BadCheckpoint, match="changed since"):
+            _ = model.network
+
+    def test_quantised_models_run_on_the_cpu(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(importlib.import_module("gpt2.checkpoint.load"), "find_device", torch.device)
+        with pytest.raises(BadOption, match="int8 runs on the CPU"):
+            load(folder, dtype="int8", device="cuda")
+
+    def test_pages_that_were_read_are_given_back_and_can_be_read_again(self, tmp_path: Path) -> None:
+        if sys.platform != "linux":
+            pytest.skip("left out: other systems give mapped pages back by themselves")
+        config = GPT2Config(vocab_size=300, n_positions=16, n_embd=512, n_layer=2, n_head=2)
+        write_directory(random_network(config), small_tokenizer(), tmp_path / "wide")
+        weights = load(tmp_path / "wide", dtype="int8").weights
+        assert weights is not None
+        before = [float(tensor.double().sum()) for _, tensor in weights.read(release=True)]
+        assert _resident(tmp_path / "wide" / "model.safetensors") < 2**20
+        assert [float(tensor.double().sum()) for _, tensor in weights.read()] == before
+        assert _resident(tmp_path / "wide" / "model.safetensors") > 2**23
+
+    @pytest.mark.parametrize("dtype", ["float16", "int2", "double", torch.float16, torch.int16])
     def test_other_dtypes(self, folder: Path, dtype: str | torch.dtype) -> None:
-        with pytest.raises(BadOption, match="float32 or bfloat16"):
+        with pytest.raises(BadOption, match="float32, bfloat16, int8 or int4"):
             load(folder, dtype=dtype)
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a CUDA device")
@@ -285,3 +337,34 @@ class TestWithoutTensorflow:
         config = GPT2Config(vocab_size=300, n_positions=16, n_embd=32, n_layer=1, n_head=2, activation_function="gelu")
         with pytest.raises(BadOption, match=r"activation_function = 'gelu'.*'gelu_new'"):
             convert(LanguageModel(random_network(config), small_tokenizer()), "openai", tmp_path / "out")
+
+
+def _resident(file: Path) -> int:
+    """Bytes of a file that this process has mapped and touched."""
+    size, here = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.split()[0]:
+            here = line.endswith(str(file))
+        elif here and line.startswith("Rss:"):
+            size += int(line.split()[1]) * 1024
+    return size
+
+
+def test_a_model_keeps_what_the_rooms_above_give_it(folder: Path) -> None:
+    network = random_network()
+    model = LanguageModel(network, small_tokenizer())
+    assert (model.network, model.config, model.dtype, model.source, model.path) == (
+        network,
+        TINY,
+        "float32",
+        "memory",
+        None,
+    )
+    assert model.memo == {}
+    assert LanguageModel(network, small_tokenizer(), dtype="int8").dtype == "int8"
+    made = []
+    lazy = LanguageModel(lambda: made.append(0) or network, small_tokenizer(), config=TINY, dtype="int4")
+    assert (lazy.config, lazy.dtype, made) == (TINY, "int4", [])
+    assert lazy.network is network
+    assert lazy.network is network
+    assert made == [0]

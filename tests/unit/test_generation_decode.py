@@ -1,4 +1,4 @@
-"""The loop's rules: what is read when, windows, ends, refusals before anything runs, and leaving early."""
+"""`decode`: windows, ends, refusals before anything runs, and leaving early."""
 
 import gc
 import math
@@ -10,7 +10,7 @@ import torch
 
 from gpt2.checkpoint import LanguageModel
 from gpt2.errors import BadOption, BadPrompt, ContextOverflow, Error, Notice
-from gpt2.generation import GenerationOptions, SamplingOptions, decode, generate, loop, stream
+from gpt2.generation import Engine, GenerationOptions, SamplingOptions, decode, generate, stream
 from gpt2.model import GPT2
 from gpt2.tokenizer import Tokenizer
 from tests.generation_models import byte_tokenizer, model, plain, scripted, small_tokenizer, window_of
@@ -56,9 +56,12 @@ def test_equal_prompts_are_read_once(reads: list[tuple[int, int]]) -> None:
 def test_only_the_last_position_is_projected(monkeypatch: pytest.MonkeyPatch) -> None:
     shapes = []
     original = torch.nn.functional.linear
-    monkeypatch.setattr(
-        loop.F, "linear", lambda x, w, *rest: (shapes.append((x.shape[:-1], w.shape[0])), original(x, w, *rest))[1]
-    )
+
+    def linear(x: torch.Tensor, weight: torch.Tensor, *bias: torch.Tensor) -> torch.Tensor:
+        shapes.append((x.shape[:-1], weight.shape[0]))
+        return original(x, weight, *bias)
+
+    monkeypatch.setattr(torch.nn.functional, "linear", linear)
     ids_of(model(), [[1] * 20], GenerationOptions(max_tokens=1, sampling=GREEDY))
     assert [tuple(shape) for shape, size in shapes if size == 257] == [(1,)]
 
@@ -76,22 +79,12 @@ def test_rows_leave_when_they_finish(reads: list[tuple[int, int]]) -> None:
     assert [shape for shape in reads[3:]] == [(3, 1), (2, 1), (1, 1), (1, 1)]
 
 
-def test_a_long_list_of_prompts_runs_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("slots", "queue"), [(3, 1024), (1, 1024), (2, 1), (1, 1), (64, 2)])
+def test_more_prompts_than_slots_and_than_may_wait(slots: int, queue: int) -> None:
     tiny, options = model(), GenerationOptions(max_tokens=4, seed=list(range(7)))
     prompts = [[place, 7, 9] for place in range(7)]
     whole = ids_of(tiny, prompts, options)
-    rows_seen = []
-    monkeypatch.setattr(loop, "_MOST_ROWS", 3)
-    original = GPT2.new_cache
-    monkeypatch.setattr(
-        GPT2, "new_cache", lambda self, rows=1, *rest: (rows_seen.append(rows), original(self, rows, *rest))[1]
-    )
-    assert ids_of(tiny, prompts, options) == whole
-    assert rows_seen == [3, 3, 1]
-    monkeypatch.setattr(loop, "_MOST_CACHE_BYTES", 1)
-    rows_seen.clear()
-    assert ids_of(tiny, prompts, options) == whole
-    assert rows_seen == [1] * 7
+    assert ids_of(Engine(tiny, slots=slots, queue=queue), prompts, options) == whole
 
 
 # Ends.
@@ -172,10 +165,10 @@ def test_a_full_window_slides_by_half(window: int, reads: list[tuple[int, int]])
     keep = max(1, window // 2)
     assert f"window of {window}" in str(notices[0].message)
     assert f"first {window + 1 - keep} tokens were dropped and the newest {keep}" in str(notices[0].message)
-    # Every pass of more than one token after the prompt is a re-read, of all of the kept half but its newest token.
+    # Every pass of more than one token after the prompt is a re-read of the kept half.
     rereads = [tokens for _, tokens in reads[1:] if tokens > 1]
-    assert set(rereads) <= {keep - 1}
-    if keep > 2:
+    assert set(rereads) <= {keep}
+    if keep > 1:
         assert len(rereads) == math.ceil((4 * window + 2 - (window - 1)) / (window - keep + 1))
     assert ids == plain(tiny, [5], options("slide", 4 * window + 3), 0)
 
@@ -334,7 +327,7 @@ def test_closing_ends_the_work(reads: list[tuple[int, int]]) -> None:
     assert reads == []  # nothing runs until the first event is asked for
     next(events)
     events.close()
-    assert len(reads) == 2
+    assert reads == [(2, 1)]
     with pytest.raises(StopIteration):
         next(events)
 

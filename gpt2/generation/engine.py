@@ -1,0 +1,165 @@
+"""The engine: requests in, tokens out. Requests join and leave between steps, and share one runner's slots.
+
+Requests are taken in the order in which they came, and so many may wait. Threads take turns to step, and each may ask
+and cancel while another steps. What a step does is in `rows.py`; a model's own engine is in `shared.py`.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from gpt2.errors import Busy
+from gpt2.generation.options import DEFAULTS, GenerationOptions, whole_number
+from gpt2.generation.request import Event, Request, check_options, check_window, checked_prompt, vocabulary
+from gpt2.generation.rows import Rows, Statistics
+from gpt2.generation.speculate import Proposer
+from gpt2.runners import Runner
+
+if TYPE_CHECKING:
+    from gpt2.checkpoint import LanguageModel
+
+
+class Engine:
+    """Runs requests on one model: continuous batching on a fixed number of slots.
+
+    model: what runs. slots: how many texts run at once; by default as many as 2 GiB of keys and values hold, at most
+    64. queue: how many requests may wait for a slot. runner: what runs the network (with its own number of slots);
+    by default the best for this machine. proposer: guesses tokens, so that several are read at once.
+
+    `submit` and `cancel` may be called from any thread, and so may `step`: one thread steps at a time. The engine does
+    not see when the network's weights change under it; make another one then.
+    """
+
+    def __init__(
+        self,
+        model: "LanguageModel",
+        *,
+        slots: int | None = None,
+        queue: int = 1024,
+        runner: Runner | None = None,
+        proposer: Proposer | None = None,
+    ) -> None:
+        self.tokenizer, self.config = model.tokenizer, model.config
+        self.queue = whole_number("queue", queue, 1)
+        slots = None if slots is None else whole_number("slots", slots, 1)
+        self.runner = _runner(model, slots) if runner is None else runner
+        slots = self.runner.slots if slots is None else min(slots, self.runner.slots)
+        self._rows = Rows(self.runner, slots, vocabulary(self), proposer)
+        self._waiting: deque[Request] = deque()
+        # Guards what several threads touch, for moments only: the queue, `cancelled`, and whose turn it is to step.
+        self._turn = threading.Condition()
+        self._stepping = False
+
+    @property
+    def statistics(self) -> Statistics:
+        """Tokens read, reused, generated, proposed and accepted so far."""
+        return self._rows.statistics
+
+    @property
+    def busy(self) -> int:
+        """Slots in use."""
+        return len(self._rows)
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a slot."""
+        return len(self._waiting)
+
+    def submit(
+        self,
+        prompt: Sequence[int],
+        options: GenerationOptions = DEFAULTS,
+        *,
+        seed: int | None = None,
+        row: int = 0,
+        listener: Callable[[Event], None] | None = None,
+    ) -> Request:
+        """Asks for one text: token ids (none: from end of text), and `seed`, or else the options' own.
+
+        row: goes into its events. listener: called with each event by the thread that steps, quickly and without
+        errors; otherwise events gather in the request.
+
+        Raises BadPrompt, BadOption and ContextOverflow for what cannot be run, Busy if the queue is full.
+        """
+        request = self.prepare(prompt, options, seed=seed, row=row, listener=listener)
+        self.enter(request)
+        return request
+
+    def prepare(
+        self,
+        prompt: Sequence[int],
+        options: GenerationOptions = DEFAULTS,
+        *,
+        seed: int | None = None,
+        row: int = 0,
+        listener: Callable[[Event], None] | None = None,
+    ) -> Request:
+        """The first half of `submit`: a request that has been checked and does not wait yet."""
+        ids = checked_prompt(self, prompt)
+        check_options(self, options)
+        check_window(self, ids, options)
+        return Request(self.tokenizer, ids, options, options.seeds(1)[0] if seed is None else seed, row, listener)
+
+    def enter(self, request: Request) -> None:
+        """The second half of `submit`: the request waits for a slot. Raises Busy if the queue is full."""
+        if request.options.max_tokens == 0:
+            request.nothing()
+            return
+        with self._turn:
+            if len(self._waiting) >= self.queue:
+                raise Busy(f"{len(self._waiting)} requests are waiting already, as many as this engine lets wait.")
+            self._waiting.append(request)
+
+    def cancel(self, request: Request) -> None:
+        """Gives a request up, wherever it stands; its slot is free at once, or when the step that runs has ended."""
+        with self._turn:
+            if request.done:
+                return
+            request.cancelled = True
+            if request in self._waiting:
+                self._waiting.remove(request)
+            elif not self._stepping:
+                self._stepping = True  # a cancellation from within, by the garbage collector, finds it taken
+                self._rows.sweep()
+                self._stepping = False
+
+    def step(self, until: Callable[[], bool] = lambda: False) -> bool:
+        """One step, in this thread's turn, unless `until` says that it is not needed any more.
+
+        Returns whether there was anything to do. Every text that is ready gets its next token, or several with a
+        proposer.
+        """
+        with self._turn:
+            while self._stepping and not until():
+                self._turn.wait()
+            if until():
+                return True
+            self._stepping = True
+        try:
+            return self._step()
+        finally:
+            with self._turn:
+                self._rows.sweep()
+                self._stepping = False
+                self._turn.notify_all()
+
+    @torch.inference_mode()
+    def _step(self) -> bool:
+        self._rows.settle()
+        while self._rows.free:
+            with self._turn:
+                if not self._waiting:
+                    break
+                request = self._waiting.popleft()
+            self._rows.join(request)
+        return self._rows.step()
+
+
+def _runner(model: "LanguageModel", slots: int | None) -> Runner:
+    """The best runner for this machine; by default with as many slots as fit well."""
+    from gpt2.runners import choose
+
+    return choose.runner(model, slots or choose.fitting_slots(model.config, model.dtype, choose.device_of(model)))

@@ -1,0 +1,42 @@
+"""A model's own engine: one for all who generate with the model, so that their texts run side by side.
+
+It is kept with the model, and made again when the network has changed, since it holds what the old weights read.
+"""
+
+import threading
+from typing import TYPE_CHECKING
+
+from gpt2.generation.engine import Engine
+
+if TYPE_CHECKING:
+    from gpt2.checkpoint import LanguageModel
+
+_MAKING = threading.Lock()
+
+
+def engine_of(model: "LanguageModel | Engine") -> Engine:
+    """The model's own engine, made when it is first asked for; an engine is its own.
+
+    A network that was trained, loaded anew, narrowed or moved since gets a new one. Values written past PyTorch's
+    book-keeping (`parameter.data[0] = 1`) are not seen: `model.memo.clear()` then.
+    """
+    if isinstance(model, Engine):
+        return model
+    stamp = _stamp(model)
+    with _MAKING:
+        known = model.memo.get("engine")
+        if isinstance(known, tuple) and known[0] == stamp:
+            engine: Engine = known[1]
+        else:
+            engine = Engine(model)
+            model.memo["engine"] = stamp, engine
+        return engine
+
+
+def _stamp(model: "LanguageModel") -> object:
+    """What changes with the network's weights."""
+    if model.path is not None and model.dtype in ("int8", "int4"):
+        return model.dtype  # packed from the files; the network need never be opened
+    network = model.network
+    weights = tuple((each.data_ptr(), 0 if each.is_inference() else each._version) for each in network.parameters())
+    return id(network), network.training, model.dtype, network.device, weights

@@ -1,0 +1,144 @@
+"""What a run needs: the estimate beside what PyTorch keeps, and the message where there is no room."""
+
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+
+from gpt2.errors import BadOption
+from gpt2.model import GPT2
+from gpt2.training import TrainingOptions, resume, train
+from gpt2.training.memory import check_memory, explained, need
+from gpt2.training.optimizer import Optimizer
+from tests.helpers import Recorder, random_ids
+from tests.unit.test_training_loop import OPTIONS, TEXT
+
+CPU = torch.device("cpu")
+SHAPE = TrainingOptions(n_layer=3, n_head=4, n_embd=128, context=128, vocab_size=1000, batch_size=2)
+
+
+def kept_for_the_way_back(options, ids):
+    """Bytes that autograd keeps, each storage once, and the network's own not."""
+    network = GPT2(options.model_config(options.vocab_size)).initialise(1).train()
+    own = {parameter.untyped_storage().data_ptr() for parameter in network.parameters()}
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    autocast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=options.dtype == "bfloat16")
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast:
+        network.loss(ids, ids)
+    return sum(tensor.untyped_storage().nbytes() for place, tensor in kept.items() if place not in own)
+
+
+@pytest.mark.parametrize("changes", [{}, {"dtype": "bfloat16"}, {"dropout": 0.1, "attention_dropout": 0.1}])
+def test_the_estimate_of_a_batch_is_near_what_autograd_keeps(changes):
+    options = replace(SHAPE, **changes)
+    kept = kept_for_the_way_back(options, random_ids(2, 128, 1000))
+    # Two of the three numbers a token has for each entry of the vocabulary live in the pass alone.
+    needed = need(options, 1000, 128)
+    estimate = needed.batch - 2 * 4 * 1000 * 2 * 128
+    if "dtype" in changes:
+        estimate += needed.state - need(SHAPE, 1000, 128).state  # the narrow copy of the weights
+    assert 0.75 * kept < estimate < 1.25 * kept
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_the_state_is_counted_exactly(optimizer):
+    options = replace(SHAPE, optimizer=optimizer)
+    network = GPT2(options.model_config(1000)).initialise(1)
+    trained = Optimizer(network, options)
+    ids = random_ids(1, 8, 1000)
+    network.loss(ids, ids).backward()
+    weights = sum(parameter.nbytes + parameter.grad.nbytes for parameter in network.parameters())
+    for part in trained._parts:
+        part.step()
+    moments = sum(tensor.nbytes for tensor in trained.state_dict().values() if tensor.numel() > 1)
+    assert need(options, 1000, 128).state == weights + moments
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """Sets how much memory the machine has, in bytes."""
+
+    def has(size):
+        monkeypatch.setattr("gpt2.training.memory._memory", lambda _: size)
+
+    return has
+
+
+@pytest.mark.parametrize(
+    ("changes", "flag"),
+    [
+        ({"batch_size": 4096}, "--micro-batch-size"),
+        ({"n_layer": 5000}, "--n-layer"),
+        ({"n_embd": 8192, "n_layer": 1}, "--n-embd"),
+    ],
+)
+def test_what_is_said_to_fit_fits(machine, changes, flag):
+    machine(500_000_000)
+    options = replace(SHAPE, **changes)
+    with pytest.raises(
+        BadOption, match=rf"takes about [\d,.]+ GB .*this machine has 0.5 GB in all; .*{flag} \d+"
+    ) as caught:
+        check_memory(options, CPU, 1000, 128)
+    fitting = {name.replace("-", "_"): int(n) for name, n in re.findall(r"--([a-z-]+) (\d+)", str(caught.value))}
+    smaller = replace(options, **fitting)
+    check_memory(smaller, CPU, 1000, 128)
+    needed = need(smaller, 1000, 128)
+    assert needed.state + needed.batch <= 500_000_000
+    # And it is not needlessly small: twice as much would not fit.
+    name = flag.removeprefix("--").replace("-", "_")
+    doubled = need(replace(smaller, **{name: 2 * fitting[name]}), 1000, 128)
+    assert doubled.state + doubled.batch > 400_000_000
+
+
+def test_nothing_is_refused_that_has_room_or_whose_room_is_unknown(machine):
+    needed = need(SHAPE, 1000, 128)
+    machine(needed.state + needed.batch)
+    check_memory(SHAPE, CPU, 1000, 128)
+    machine(None)
+    check_memory(replace(SHAPE, n_layer=5000), CPU, 1000, 128)
+    # A long window says nothing before the text is known: rows are as short as the text.
+    machine(2_000_000_000)
+    check_memory(replace(SHAPE, context=1024, batch_size=2**20), CPU, 1000)
+
+
+def test_a_model_too_large_is_refused_before_the_data_is_read(tmp_path):
+    with pytest.raises(BadOption, match="--n-embd"):
+        train(replace(OPTIONS, n_embd=2**24), [tmp_path / "nowhere.txt"], tmp_path / "run", Recorder())
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_too_large_is_refused_before_there_is_a_folder(tmp_path):
+    (tmp_path / "text.txt").write_text(TEXT)
+    options = replace(OPTIONS, batch_size=2**40, micro_batch_size=0)
+    with pytest.raises(BadOption, match=r"1,099,511,627,776 x 16 tokens at a time.*--micro-batch-size \d+"):
+        train(options, [tmp_path / "text.txt"], tmp_path / "run", Recorder())
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_allocator_that_gives_up_is_explained_and_the_advice_holds(tmp_path, monkeypatch):
+    (tmp_path / "text.txt").write_text(TEXT)
+    real = GPT2.loss
+
+    def greedy(self, ids, targets):
+        # More rows than one: PyTorch's own error for more than any machine has.
+        return torch.empty(2**50) if len(ids) > 1 else real(self, ids, targets)
+
+    monkeypatch.setattr(GPT2, "loss", greedy)
+    with pytest.raises(BadOption, match="--micro-batch-size 1 would fit") as caught:
+        train(OPTIONS, [tmp_path / "text.txt"], tmp_path / "run", Recorder())
+    recipe = tmp_path / "run" / "recipe.toml"
+    assert f"Change it in {recipe}, and begin again with `gpt2 train --resume" in str(caught.value)
+    recipe.write_text(recipe.read_text().replace("micro_batch_size = 2\n", "micro_batch_size = 1\n"))
+    assert resume(tmp_path / "run", Recorder()).step == OPTIONS.steps
+
+
+def test_other_errors_pass_as_they_are():
+    with pytest.raises(RuntimeError, match="a bug of ours") as caught, explained(SHAPE, CPU, 1000, 128):
+        raise RuntimeError("a bug of ours")
+    assert not isinstance(caught.value, BadOption)

@@ -1,0 +1,55 @@
+"""The picture of the losses says what was measured."""
+
+import matplotlib.figure
+import pytest
+
+from gpt2.training.plot import draw_losses
+
+
+@pytest.fixture
+def lines(tmp_path, monkeypatch):
+    """Draws metrics, and gives the lines of the picture by their labels."""
+    figures = []
+    real = matplotlib.figure.Figure.savefig
+
+    def savefig(self, *arguments, **options):
+        figures.append(self)
+        real(self, *arguments, **options)
+
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", savefig)
+
+    def draw(metrics):
+        draw_losses(metrics, tmp_path / "loss.png", pytest.fail)
+        assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+        axes = figures[-1].axes[0]
+        drawn = {line.get_label(): list(zip(*line.get_data(), strict=True)) for line in axes.get_lines()}
+        return drawn, [text.get_text() for text in axes.texts]
+
+    return draw
+
+
+def validation(step, loss, tokens):
+    return {"step": step, "validation_loss": loss, "validation_tokens": tokens, "validation_bits_per_byte": 1.0}
+
+
+def test_the_mean_does_not_lag_behind_the_losses(lines):
+    falling = [{"step": step, "train_loss": 1000.0 - step} for step in range(1, 501)]
+    drawn, _ = lines(falling)
+    mean = next(points for label, points in drawn.items() if label.startswith("training, mean of"))
+    # A straight line's mean is the line, but for the end, where there is nothing ahead to take in.
+    assert all(loss == pytest.approx(1000 - step) for step, loss in mean[:480])
+    assert mean[-1][1] == pytest.approx(500, abs=10)
+
+
+def test_a_score_of_more_tokens_at_the_end_is_no_part_of_the_line(lines):
+    training = [{"step": step, "train_loss": 3.0} for step in range(1, 5)]
+    drawn, texts = lines([*training, validation(2, 3.5, 100), validation(4, 3.2, 100), validation(4, 2.5, 9000)])
+    assert drawn["validation"] == [(2, 3.5), (4, 3.2)]
+    assert drawn["validation, all 9,000 tokens"] == [(4, 2.5)]
+    assert texts == ["2.500"]
+
+
+def test_one_step_and_no_validation(lines):
+    drawn, texts = lines([{"step": 1, "train_loss": 3.0}])
+    assert drawn["training, each batch"] == [(1, 3.0)]
+    assert texts == []
