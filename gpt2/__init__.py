@@ -28,7 +28,17 @@ if TYPE_CHECKING:
     from gpt2.cache import KVCache
     from gpt2.checkpoint import LanguageModel, convert, load, locate, read_directory, shipped, write_directory
     from gpt2.config import SIZES, GPT2Config
-    from gpt2.generation import Candidate, Completion, TokenLogprob, generate, next_tokens, stream
+    from gpt2.generation import (
+        Candidate,
+        Completion,
+        DraftModel,
+        Engine,
+        PromptLookup,
+        TokenLogprob,
+        generate,
+        next_tokens,
+        stream,
+    )
     from gpt2.model import GPT2
     from gpt2.tokenizer import IncrementalDecoder, Tokenizer
     from gpt2.training import TrainingOptions, resume, train
@@ -47,12 +57,15 @@ __all__ = [
     "Candidate",
     "Completion",
     "ContextOverflow",
+    "DraftModel",
+    "Engine",
     "Error",
     "GPT2Config",
     "IncrementalDecoder",
     "KVCache",
     "LanguageModel",
     "Notice",
+    "PromptLookup",
     "TokenLogprob",
     "Tokenizer",
     "TrainingOptions",
@@ -76,7 +89,8 @@ _HOMES = {
         ["LanguageModel", "convert", "load", "locate", "read_directory", "shipped", "write_directory"], "checkpoint"
     ),
     **dict.fromkeys(["SIZES", "GPT2Config"], "config"),
-    **dict.fromkeys(["Candidate", "Completion", "TokenLogprob", "generate", "next_tokens", "stream"], "generation"),
+    **dict.fromkeys(["Candidate", "Completion", "DraftModel", "Engine", "PromptLookup", "TokenLogprob"], "generation"),
+    **dict.fromkeys(["generate", "next_tokens", "stream"], "generation"),
     **dict.fromkeys(["GPT2"], "model"),
     **dict.fromkeys(["IncrementalDecoder", "Tokenizer"], "tokenizer"),
     **dict.fromkeys(["TrainingOptions", "resume", "train"], "training"),

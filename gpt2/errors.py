@@ -8,7 +8,7 @@
     │   └── BadTokenizer     vocabulary files that are missing, damaged or of another kind
     ├── BadData              training data that is missing, empty or unreadable
     ├── Unavailable          a name that needs a network, a device or an extra that is not here
-    └── Busy                 a run folder that another process is writing
+    └── Busy                 a run folder that another process is writing, a queue that is full
 
 A message says what was wrong, with which value, and what to do. It is one sentence or two, because the
 command line prints it as it is. All of these mean "the caller can mend it"; anything else that escapes is our bug.
@@ -48,7 +48,7 @@ class Unavailable(Error):
 
 
 class Busy(Error):
-    """A run folder that another process is writing."""
+    """A run folder that another process is writing, or an engine's queue that is full."""
 
 
 class Notice(UserWarning):

@@ -45,7 +45,7 @@ class OpenVINO:
         self.requests: dict[bool, Any] = {}
         self.pipeline: Any = None
         self._request(False)
-        return {"version": openvino.__version__}
+        return {"version": openvino.__version__.split("-")[0]}
 
     def decode(self, prompts: list[list[int]], tokens: int) -> list[list[int]]:
         request = self._request(False)

@@ -4,14 +4,17 @@ A runner holds one network and the keys and values of a fixed number of texts, i
 sampling or requests. `plain.py` runs `model.py` itself and is what the others are tested equal to; they are faster.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Protocol
 
 from gpt2.config import GPT2Config
 from gpt2.errors import BadOption, BadPrompt, ContextOverflow
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)

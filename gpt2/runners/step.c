@@ -761,16 +761,26 @@ TILE_OF(tile_head) {
         EACH(v, V) sink->out[(size_t)(row + r) * sink->width + column + v] = _mm512_reduce_add_ps(acc[r][v]);
 }
 
-/* A piece of a matrix: `outputs` units of 16 (of 1 in the float32 head), for all rows, in tiles. Where many rows share
-   the registers, `many` outputs are computed at a time. Functions, and not inlined, so that each gets its own registers. */
+/* A piece of a matrix: `outputs` units of 16 (of 1 in the float32 head), for all rows, in tiles of `tall` rows and what is
+   left. Where many rows share the registers, `many` outputs are computed at a time, for all rows one after another, so
+   that their weights stay in the first cache. Functions, and not inlined, so that each gets its own registers. */
 #define PIECE(name, tile, unit, outputs, many, tall)                                                                       \
     FN(void name)(const Step *s, const Matrix *w, const Rows *rows, int n_rows, int column, const Sink *sink) {            \
-        int row = 0;                                                                                                       \
-        for (int c = 0; n_rows > 1 && c < outputs * unit; c += many * unit) {                                              \
-            for (row = 0; row + tall <= n_rows; row += tall) NAME(tile)(s, w, rows, tall, many, row, column + c, sink);    \
-            for (; row + 2 <= n_rows; row += 2) NAME(tile)(s, w, rows, 2, many, row, column + c, sink);                    \
+        if (n_rows == 1) {                                                                                                 \
+            NAME(tile)(s, w, rows, 1, outputs, 0, column, sink);                                                           \
+            return;                                                                                                        \
         }                                                                                                                  \
-        if (row < n_rows) NAME(tile)(s, w, rows, 1, outputs, row, column, sink);                                           \
+        for (const int end = column + outputs * unit; column < end; column += many * unit) {                               \
+            int row = 0;                                                                                                   \
+            for (; row + tall <= n_rows; row += tall) NAME(tile)(s, w, rows, tall, many, row, column, sink);               \
+            switch (n_rows - row) {                                                                                        \
+                case 5: if (tall > 5) NAME(tile)(s, w, rows, 5, many, row, column, sink); break;                           \
+                case 4: if (tall > 4) NAME(tile)(s, w, rows, 4, many, row, column, sink); break;                           \
+                case 3: if (tall > 3) NAME(tile)(s, w, rows, 3, many, row, column, sink); break;                           \
+                case 2: NAME(tile)(s, w, rows, 2, many, row, column, sink); break;                                         \
+                case 1: NAME(tile)(s, w, rows, 1, many, row, column, sink);                                                \
+            }                                                                                                              \
+        }                                                                                                                  \
     }
 
 PIECE(piece_float32, tile_float32, 16, 4, 4, TILE)

@@ -26,7 +26,7 @@ def test_an_unknown_name_is_an_attribute_error():
 
 
 def test_importing_the_package_imports_no_torch():
-    rooms = "gpt2, gpt2.checkpoint, gpt2.generation, gpt2.tokenizer, gpt2.training"
+    rooms = "gpt2, gpt2.checkpoint, gpt2.generation, gpt2.runners.build, gpt2.tokenizer, gpt2.training"
     script = f"import sys, {rooms}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], check=True)
 
@@ -77,7 +77,9 @@ def test_no_room_imports_the_rooms_above_it():
         "model": {"errors", "config", "cache"},
         "tokenizer": {"errors", "files"},
         "checkpoint": {"errors", "files", "config", "cache", "model", "tokenizer"},
-        "generation": {"errors", "config", "cache", "model", "tokenizer", "checkpoint"},
+        "runners": {"errors", "files", "config", "cache", "model", "checkpoint"},
+        "generation": {"errors", "config", "cache", "model", "tokenizer", "checkpoint", "runners"},
+        "doctor": {"errors", "files", "config", "cache", "model", "tokenizer", "checkpoint", "runners"},
         "training": {"errors", "files", "threads", "config", "cache", "model", "tokenizer", "checkpoint"},
     }
     for room, below in allowed.items():
