@@ -8,6 +8,7 @@ Positions are learned and absolute, so a cached token cannot be moved: what slid
 
 import math
 import mmap
+import sys
 from collections.abc import Sequence
 
 import torch
@@ -165,4 +166,14 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
     size = math.prod(shape) * dtype.itemsize
     if device.type != "cpu" or size < 2**20:
         return torch.zeros(shape, dtype=dtype, device=device)
-    return torch.frombuffer(mmap.mmap(-1, size), dtype=dtype).view(shape)
+    return torch.frombuffer(zero_pages(size), dtype=dtype).view(shape)
+
+
+def zero_pages(n_bytes: int) -> mmap.mmap:
+    """So many bytes of zeros, 1 or more, that take memory page by page as they are written.
+
+    The process that writes owns them: after a fork, parent and child have each their own.
+    """
+    if sys.platform == "win32":
+        return mmap.mmap(-1, n_bytes)
+    return mmap.mmap(-1, n_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)

@@ -1,6 +1,6 @@
 """GPT-2, to be read beside the paper ("Language Models are Unsupervised Multitask Learners", section 2.3).
 
-Plain PyTorch and nothing for speed: faster paths live in `generation/` and are tested equal to this file.
+Plain PyTorch and nothing for speed: faster paths live in `runners/` and are tested equal to this file.
 Weights have the shapes and names of OpenAI's and Hugging Face's files, so a file is loaded as it lies.
 
 Letters in names and comments: B batch, T new tokens, S tokens attended to, C model width (n_embd), H heads,

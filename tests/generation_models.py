@@ -4,13 +4,15 @@ from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 import torch
 
 from gpt2.checkpoint import LanguageModel
 from gpt2.config import GPT2Config
+from gpt2.generation import sampling as real
 from gpt2.generation.options import GenerationOptions, SamplingOptions
-from gpt2.generation.sampling import adjust, candidates, gumbel_noise, sample
+from gpt2.generation.sampling import gumbel_noise, sample
 from gpt2.model import GPT2
 from gpt2.runners import Runner, choose
 from gpt2.tokenizer import Tokenizer, learn
@@ -119,6 +121,19 @@ def window_of(prompt: Sequence[int], output: Sequence[int], size: int) -> list[i
     for place, id in enumerate(output):
         read = [*prompt, *output[: place + 1]][-keep:] if len(read) == size else [*read, id]
     return read
+
+
+def adjust(
+    scores: torch.Tensor, options: SamplingOptions, prompts: Sequence[Sequence[int]], outputs: Sequence[Sequence[int]]
+) -> torch.Tensor:
+    """`sampling.adjust` on tensors."""
+    return torch.from_numpy(real.adjust(scores.numpy(), options, prompts, outputs))
+
+
+def candidates(scores: torch.Tensor, options: SamplingOptions) -> tuple[torch.Tensor, torch.Tensor]:
+    """`sampling.candidates` on tensors, from the whole vocabulary."""
+    kept, ids = real.candidates(scores.numpy(), np.arange(scores.shape[1])[None], options)
+    return torch.from_numpy(kept), torch.from_numpy(ids)
 
 
 @torch.inference_mode()

@@ -20,8 +20,8 @@ class LanguageModel:
     network: the network, or a function that makes it when it is first used. `source` is what was asked for (a name or
     a path), `path` the file or folder that was read, None for a model that was made in memory. `config` can be left
     out if the network is given. `dtype` is what the model is run in: "float32", "bfloat16", "int8" or "int4" (None:
-    the network's own). `weights` are the tensors of the checkpoint as it lies, for those who read them one by one;
-    None for a model that was made in memory or whose network has been opened by `load`.
+    the network's own). `weights` are the tensors of the checkpoint as it lies, for those who read them one by one, on
+    the CPU; None for a model that was made in memory or whose network has been opened by `load`.
 
     `memo` is for the rooms above: what they keep with the model for as long as it lives.
     """
@@ -61,9 +61,14 @@ class LanguageModel:
         """The network, made now if it was given as a function; errors are that function's."""
         with self._lock:
             # A network can be called too.
-            if not hasattr(self._network, "parameters"):
+            if not self.opened:
                 self._network = self._network()
             return cast("GPT2", self._network)
+
+    @property
+    def opened(self) -> bool:
+        """Whether the network has been made; asking does not make it."""
+        return hasattr(self._network, "parameters")
 
     @property
     def config(self) -> GPT2Config:

@@ -57,9 +57,10 @@ def load(
     On the CPU, weights that have the dtype already stay mapped to their file: a folder of any size is open at once,
     and replacing it (by renaming, as every writer here does) leaves the loaded model as it was.
 
-    int8 and int4 run on the CPU, from the weights in the files: changes to `.network` (float32, opened when it is
-    asked for) are not seen. Of the weights only names and shapes are read now. What is not finite among their values
-    is found when they are packed, which is at the first use after the files changed, or when the network is opened.
+    bfloat16 on the CPU, int8 and int4 (which run nowhere else) may be computed from the weights in the files: changes
+    to `.network` (bfloat16, or float32 for int8 and int4; opened when it is asked for) may not be seen. Of the weights
+    only names and shapes are read now. What is not finite among their values is found when they are packed, which is
+    at the first use after the files changed, or when the network is opened.
 
     Raises Unavailable for a name or a device that is not to be had here, BadCheckpoint for files that are damaged or
     contradict each other, BadOption for a dtype that does not exist.
@@ -73,8 +74,9 @@ def load(
     # Before the files are opened: should they be replaced meanwhile, what is read is not taken for the older.
     stamp = _stamp(path)
     weights, tokenizer = _open(path)
-    if wanted not in QUANTISED:
-        network = weights.network(torch.float32 if wanted == "float32" else torch.bfloat16)
+    width = torch.bfloat16 if wanted == "bfloat16" else torch.float32
+    if wanted == "float32" or target.type != "cpu":
+        network = weights.network(width)
         return LanguageModel(network.requires_grad_(False).eval().to(target), tokenizer, str(name), path)
     weights.stamp = stamp
 
@@ -82,7 +84,7 @@ def load(
         if _stamp(path) != stamp:
             raise BadCheckpoint(f"{path} has changed since this model was loaded; load it again.")
         # A mapping of its own, so that whoever changes the network does not change what is packed.
-        return _open(path)[0].network().requires_grad_(False).eval()
+        return _open(path)[0].network(width).requires_grad_(False).eval()
 
     return LanguageModel(network_now, tokenizer, str(name), path, config=weights.config, dtype=wanted, weights=weights)
 

@@ -102,7 +102,10 @@ def command(
     table.add_row("prefill", f"{speed.prefill:,.0f}", f"tokens/s, {prompt} tokens at once")
     table.add_row("reads", f"{rate / 1e9:,.1f}", f"GB/s, of {weights / 1e6:,.1f} MB of weights a token")
     out = console()
-    out.print(f"[bold]{escape(subject.source)}[/] in {runner.dtype} on {escape(device)}, runner {runner.name}\n")
+    out.print(
+        f"[bold]{escape(subject.source)}[/] in {runner.dtype} on {escape(device)}, runner {runner.name}\n",
+        soft_wrap=True,
+    )
     out.print(table)
 
 

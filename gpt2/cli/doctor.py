@@ -59,9 +59,8 @@ def command(
                 continue
             findings += examine.examine(subject, places, compile=compile, threads=threads, note=status.say)
         control = None if is_shipped else examine.control(device)
-    truthful = examine.truthful([*findings, *([control] if control else [])])
-    verdict = examine.sentence(findings, control)
-    if verdict.startswith("these are not OpenAI's") and reference.source in ("gpt2", "openai-community/gpt2"):
+    truthful, true_weights, verdict = examine.meaning(findings, control)
+    if true_weights is False and reference.source in ("gpt2", "openai-community/gpt2"):
         truthful = False
     if as_json:
         documents = [_document(finding) for finding in findings]

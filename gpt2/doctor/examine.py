@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -87,7 +87,9 @@ def examine(
     build: Build = choose.build,
     note: Callable[[str], None] = lambda text: None,
 ) -> Iterator[Finding]:
-    """Findings about every runner for this model's width and device; how fast they are is remembered for `choose`.
+    """Findings about every runner for this model's width and device.
+
+    How fast they are, and whether they compute rightly, is remembered for `choose`.
 
     compile: also try torch.compile, which may take a minute. note: is told what is being tried.
     """
@@ -109,6 +111,8 @@ def examine(
         if finding.verdict == "true" and finding.tokens_per_second
     }
     choices.remember(model.config, dtype, device, threads or torch.get_num_threads(), rates)
+    right = {finding.runner: finding.verdict == "true" for finding in findings if finding.verdict in ("true", "false")}
+    choices.remember_verdicts(model.config, dtype, device, right)
     # Before and after: a neighbour may have been busy during one of them.
     rate = max(rate, machine.read_rate(weights, threads, device))
     # Chosen anew, with what was measured just now.
@@ -158,7 +162,15 @@ def _only_compiling_failed(finding: Finding) -> bool:
     return finding.verdict == "failed" and finding.runner == "compiled"
 
 
-def sentence(findings: Sequence[Finding], control: Finding | None) -> str:
+class Meaning(NamedTuple):
+    """What findings mean. truthful: the machine is. true_weights: they are OpenAI's (None: nothing to compare with)."""
+
+    truthful: bool
+    true_weights: bool | None
+    sentence: str
+
+
+def meaning(findings: Sequence[Finding], control: Finding | None) -> Meaning:
     """What it all means. `control`: the finding about the shipped model, if another one was examined."""
     every = [*findings, *([control] if control else [])]
     wrong = [finding for finding in every if finding.verdict == "false"]
@@ -167,13 +179,15 @@ def sentence(findings: Sequence[Finding], control: Finding | None) -> str:
     if not wrong and 0 < len(as_published) < len(compared):
         wrong = [finding for finding in compared if finding not in as_published]
     if wrong:
-        return f"this machine computes wrongly: {_names(wrong)}"
+        return Meaning(False, None, f"this machine computes wrongly: {_names(wrong)}")
     if not truthful(every):
         failed = [finding for finding in every if finding.verdict == "failed"]
-        return f"this machine does not run everything that it should: {_names(failed)}"
+        return Meaning(False, None, f"this machine does not run everything that it should: {_names(failed)}")
+    if as_published:
+        return Meaning(True, True, "true weights, truthful machine")
     if compared:
-        return "true weights, truthful machine" if as_published else "these are not OpenAI's weights"
-    return "truthful machine"
+        return Meaning(True, False, "these are not OpenAI's weights")
+    return Meaning(True, None, "truthful machine")
 
 
 def _names(findings: Sequence[Finding]) -> str:

@@ -123,8 +123,7 @@ class Engine:
                 self._waiting.remove(request)
             elif not self._stepping:
                 self._stepping = True  # a cancellation from within, by the garbage collector, finds it taken
-                self._rows.sweep()
-                self._stepping = False
+                self._end_turn()
 
     def step(self, until: Callable[[], bool] = lambda: False) -> bool:
         """One step, in this thread's turn, unless `until` says that it is not needed any more.
@@ -142,9 +141,15 @@ class Engine:
             return self._step()
         finally:
             with self._turn:
-                self._rows.sweep()
-                self._stepping = False
-                self._turn.notify_all()
+                self._end_turn()
+
+    def _end_turn(self) -> None:
+        """Takes out who has left, and lets the next thread step whatever comes of that."""
+        try:
+            self._rows.sweep()
+        finally:
+            self._stepping = False
+            self._turn.notify_all()
 
     @torch.inference_mode()
     def _step(self) -> bool:
@@ -154,7 +159,13 @@ class Engine:
                 if not self._waiting:
                     break
                 request = self._waiting.popleft()
-            self._rows.join(request)
+            try:
+                self._rows.join(request)
+            except BaseException:
+                with self._turn:
+                    if not request.done:
+                        self._waiting.appendleft(request)
+                raise
         return self._rows.step()
 
 

@@ -62,7 +62,7 @@ class Request:
     prompt, output: token ids; the output grows, and has no end of text. seed: whole number.
     events: what has come and was not taken yet, if `submit` was given no listener: take them with `popleft`.
     finish_reason, error: as in the last event; None before it.
-    cancelled: it was given up; no events come any more.
+    cancelled: it was given up; no events come any more, but for one that another thread is giving out just then.
     slid: 0, or how many tokens the text had when it first outgrew the window.
     """
 
@@ -118,19 +118,23 @@ class Request:
             rest, stopped = self._stops.push(self._decoder.finish())
             text += rest + self._stops.flush()
         self.finish_reason = "stop" if stopped else finish_reason  # type: ignore[assignment]
-        self._listener(Event(self.row, shown, text, *logprob, self.finish_reason))
+        self._tell(Event(self.row, shown, text, *logprob, self.finish_reason))
         return self.finish_reason is not None
 
     def fail(self, error: Error) -> None:
         """Ends the text here, with what was held back of it."""
         text, _ = self._stops.push(self._decoder.finish())
         self.finish_reason, self.error = "error", error
-        self._listener(Event(self.row, None, text + self._stops.flush(), finish_reason="error", error=error))
+        self._tell(Event(self.row, None, text + self._stops.flush(), finish_reason="error", error=error))
 
     def nothing(self) -> None:
         """Ends a request for no tokens at all."""
         self.finish_reason = "length"
-        self._listener(Event(self.row, None, "", finish_reason="length"))
+        self._tell(Event(self.row, None, "", finish_reason="length"))
+
+    def _tell(self, event: Event) -> None:
+        if not self.cancelled:
+            self._listener(event)
 
 
 def vocabulary(reader: Reader) -> int:

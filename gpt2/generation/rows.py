@@ -9,13 +9,15 @@ Nothing here knows of threads or of those who wait (`engine.py`), nor how a runn
 tokens (`request.py`).
 """
 
-from collections import deque
+import operator
+import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, takewhile
 from typing import Protocol, runtime_checkable
 
-from gpt2.errors import Error
+from gpt2.errors import Error, Notice
 from gpt2.generation.draw import Choice, draw
 from gpt2.generation.request import Request, kept
 from gpt2.generation.slots import Slot, Slots
@@ -74,6 +76,17 @@ class _Ready:
     length: int
 
 
+class _Found:
+    """How a step found a row. size: how many tokens it is going to read or copy, guesses not counted."""
+
+    __slots__ = ("done", "length", "output", "row", "size", "source")
+
+    def __init__(self, row: _Row, fed: int) -> None:
+        self.row, self.done, self.source = row, row.done, row.source
+        self.length, self.output = len(row.slot.ids), len(row.request.output)
+        self.size = len(row.todo) if row.source and row.shared == len(row.todo) else fed
+
+
 @runtime_checkable
 class Drawer(Protocol):
     """A runner that can read a token into each of several slots and draw what follows in one go, as `sampling.py` does.
@@ -110,6 +123,7 @@ class Rows:
         self._slots = Slots(slots)
         self._rows: list[_Row] = []  # in the order in which they came
         self._keys = count()
+        self._said = False  # that the proposer fails
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -124,40 +138,58 @@ class Rows:
         feeds, fed, guesses = self._plan()
         if not feeds:
             return False
+        sizes = {id(row): len(feed.ids) - len(guess) for row, feed, guess in zip(fed, feeds, guesses, strict=True)}
+        found = [_Found(row, sizes.get(id(row), 0)) for row in self._rows]
         try:
             drawn = self._draw_where_it_runs(feeds, fed)
             logits_NV = None if drawn else self.runner.read(feeds)
+            ready, first = [], 0
+            for row, feed, guess in zip(fed, feeds, guesses, strict=True):
+                self.statistics.read += len(feed.ids)
+                row.slot.ids.extend(feed.ids)
+                row.done += len(feed.ids) - len(guess)
+                if feed.logits:
+                    ready.append(_Ready(row, first, guess, len(row.slot.ids) - len(guess)))
+                    first += feed.logits
+            if any(row.source for row in self._rows):
+                ready = self._with_followers(ready)
+
+            def choose(ready: list[_Ready], place: int) -> list[Choice]:
+                if logits_NV is None:
+                    return drawn
+                places, requests = [each.first + place for each in ready], [each.row.request for each in ready]
+                return draw(logits_NV, places, requests, self._vocabulary)
+
+            self._draw(ready, choose)
         except BaseException:
-            # Nothing was read, or some of it: the slots go back to where they were, and another step may try again.
-            for row in fed:
-                self.runner.rewind(row.slot.index, len(row.slot.ids))
+            # Ctrl-C, mostly. Each row goes back to where its request stands, and another step may try again.
+            for each in found:
+                if each.row in self._rows:
+                    self._put_back(each)
             raise
-        ready, first = [], 0
-        for row, feed, guess in zip(fed, feeds, guesses, strict=True):
-            self.statistics.read += len(feed.ids)
-            row.slot.ids.extend(feed.ids)
-            row.done += len(feed.ids) - len(guess)
-            if feed.logits:
-                ready.append(_Ready(row, first, guess, len(row.slot.ids) - len(guess)))
-                first += feed.logits
-        if any(row.source for row in self._rows):
-            ready = self._with_followers(ready)
-
-        def choose(ready: list[_Ready], place: int) -> list[Choice]:
-            if logits_NV is None:
-                return drawn
-            places, requests = [each.first + place for each in ready], [each.row.request for each in ready]
-            return draw(logits_NV, places, requests, self._vocabulary)
-
-        self._draw(ready, choose)
         return True
+
+    def _put_back(self, found: _Found) -> None:
+        """Makes a row what the step found, but for what is known to have been read and the tokens that were taken."""
+        row, output = found.row, found.row.request.output
+        taken, read = len(output) - found.output, found.length + found.size
+        if taken:
+            row.todo, row.done, row.source = [output[-1]], 0, None
+            self._trim(row.slot, read + taken - 1)
+        elif found.size and len(row.slot.ids) >= read:
+            # Its draw is lost: the last token is read again.
+            row.done, row.source = found.done + found.size - 1, None
+            self._trim(row.slot, read - 1)
+        else:
+            row.done, row.source = found.done, found.source
+            self._trim(row.slot, found.length)
 
     def _draw_where_it_runs(self, feeds: Sequence[Feed], fed: Sequence[_Row]) -> list[Choice]:
         """Tokens for all rows at once from a runner that reads and draws in one go; none if this step is not for it."""
         requests = [row.request for row in fed]
         if (
             not isinstance(self.runner, Drawer)
-            or any(len(feed.ids) > 1 for feed in feeds)
+            or any(len(feed.ids) > 1 or not feed.logits for feed in feeds)
             or any(row.source for row in self._rows)  # it would want logits
             or not all(request.is_plain for request in requests)
         ):
@@ -176,7 +208,7 @@ class Rows:
     # Requests and slots.
 
     def join(self, request: Request) -> None:
-        """Gives a request a free slot (there must be one)."""
+        """Gives a request a free slot (there must be one); after an exception it has none."""
         todo = request.prompt
         if len(todo) > self._window:
             request.slid, todo = len(todo), todo[-kept(self._window) :]
@@ -185,13 +217,17 @@ class Rows:
         request.sampling = next(same, request.sampling)
         place = self._slots.take(todo)
         row = _Row(request, place.slot, next(self._keys), list(todo))
-        self._share(row, place.source, place.shared)
-        self._rows.append(row)
+        try:
+            self._rows.append(row)
+            self._share(row, place.source, place.shared)
+        except BaseException:
+            self._leave(row, damaged=True)
+            raise
 
     def sweep(self) -> None:
-        """Takes out the requests that were cancelled."""
-        for row in [row for row in self._rows if row.request.cancelled]:
-            self._leave(row)
+        """Takes out the requests that were cancelled, and those whose last step was stopped in the middle."""
+        for row in [row for row in self._rows if row.request.done]:
+            self._leave(row, damaged=row.request.error is not None)
 
     def settle(self) -> None:
         """Lets texts go on that waited for what another one has read by now, or will never read."""
@@ -216,8 +252,13 @@ class Rows:
             if shared > len(source.ids) or shared == len(row.todo):
                 row.source, row.shared = next(other for other in self._rows if other.slot is source), shared
                 return
-            self.runner.copy(source.index, slot.index, shared)
-            slot.ids = row.todo[:shared]
+            try:
+                self.runner.copy(source.index, slot.index, shared)
+                slot.ids = row.todo[:shared]
+            except BaseException:
+                # It reads all by itself then.
+                self._trim(slot, 0)
+                raise
         row.done = shared
         self.statistics.reused += shared
 
@@ -234,18 +275,21 @@ class Rows:
         return [found[id(row)] for row in self._rows if id(row) in found]
 
     def _leave(self, row: _Row, *, damaged: bool = False) -> None:
-        self._rows.remove(row)
-        self._slots.release(row.slot, damaged=damaged)
+        # The row goes last: what is stopped before then is done again by `sweep`.
         if damaged:
             self.runner.rewind(row.slot.index, 0)
+        self._slots.release(row.slot, damaged=damaged)
+        if row in self._rows:
+            self._rows.remove(row)
         if self.proposer is not None:
-            self.proposer.forget(row.key)
+            with suppress(Exception):  # whatever a proposer does, it must not hold the engine up
+                self.proposer.forget(row.key)
 
     def _trim(self, slot: Slot, length: int) -> None:
         """Forgets all but a slot's first tokens."""
-        if length < len(slot.ids):
-            del slot.ids[length:]
+        if length < self.runner.length(slot.index):
             self.runner.rewind(slot.index, length)
+        del slot.ids[length:]
 
     # Reading.
 
@@ -298,10 +342,22 @@ class Rows:
                 texts.append(Text(row.key, ids, request.seed, len(request.output), request.sampling))
         most = min(_MOST_GUESSES, _MOST_GUESSES_A_STEP // max(1, len(texts)))
         if texts and most:
-            proposed = self.proposer.propose(texts, min(most, max(rooms)))
-            for place, room, guess in zip(places, rooms, proposed, strict=True):
-                guesses[place] = guess[:room]
+            # Whatever a proposer does costs time and nothing else.
+            try:
+                proposed = self.proposer.propose(texts, min(most, max(rooms)))
+                found = [self._readable(guess[:room]) for room, guess in zip(rooms, proposed, strict=True)]
+            except Exception as error:
+                if not self._said:
+                    self._said = True
+                    warnings.warn(f"The proposer failed, and nothing is guessed: {error!r}", Notice, stacklevel=2)
+                return guesses
+            for place, guess in zip(places, found, strict=True):
+                guesses[place] = guess
         return guesses
+
+    def _readable(self, guess: Sequence[int]) -> list[int]:
+        """A guess up to the first id that the vocabulary does not have."""
+        return list(takewhile(lambda id: 0 <= id < self._vocabulary, map(operator.index, guess)))
 
     # Drawing.
 
@@ -309,21 +365,9 @@ class Rows:
         """Draws each row's next token, and goes on for as long as a row's guesses are what is drawn."""
         place = 0
         while ready:
-            going: list[_Ready] = []
-            left = deque(ready)
-            try:
-                for choice in choose(ready, place):
-                    if self._take(left[0], place, choice):
-                        going.append(left[0])
-                    left.popleft()
-            except BaseException:
-                # Ctrl-C, mostly. Rows whose draw is lost step back by one token, which is then read again.
-                for each in (*left, *going):
-                    if each.row in self._rows:
-                        self._trim(each.row.slot, each.length + place - (each not in going))
-                        each.row.done = len(each.row.todo) - 1
-                raise
-            ready, place = going, place + 1
+            choices = choose(ready, place)
+            ready = [each for each, choice in zip(ready, choices, strict=True) if self._take(each, place, choice)]
+            place += 1
 
     def _take(self, each: _Ready, place: int, choice: Choice) -> bool:
         """Takes a row's drawn token in; returns whether it is what was guessed, so that the next can be drawn too."""

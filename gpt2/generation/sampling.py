@@ -57,7 +57,7 @@ def sample(
     Raises Error if the logits are not finite, or if logit_bias forbids every token.
     """
     table_BV: Scores = logits_BV.detach().to("cpu", torch.float32).numpy()
-    scores_BV = _adjusted(table_BV, options, prompts, outputs)
+    scores_BV = adjust(table_BV, options, prompts, outputs)
     if options.temperature == 0:
         ids_B = scores_BV.argmax(axis=1)
         _check_scores(table_BV, np.take_along_axis(scores_BV, ids_B[:, None], axis=1)[:, 0])
@@ -66,7 +66,7 @@ def sample(
     with np.errstate(over="ignore"):
         scores_BK, highest_B = scores_BK / options.temperature, highest_B / options.temperature
     _check_scores(table_BV, highest_B)
-    scores_BK, ids_BK = _candidates(scores_BK, ids_BK, options)
+    scores_BK, ids_BK = candidates(scores_BK, ids_BK, options)
     keys_B = _keys(seeds, [len(output) for output in outputs])
     if ids_BK.shape[1] > _MANY:
         ids_BK = np.broadcast_to(ids_BK, scores_BK.shape)
@@ -80,12 +80,8 @@ def log_probabilities(logits_BV: Tensor) -> Tensor:
     return F.log_softmax(logits_BV.float(), dim=-1)
 
 
-def adjust(scores_BV: Tensor, options: SamplingOptions, prompts: Histories, outputs: Histories) -> Tensor:
-    """Scores (B, V) float32 after logit_bias and the penalties: steps 1 to 3. The argument is left as it is."""
-    return torch.from_numpy(_adjusted(scores_BV.numpy(), options, prompts, outputs))
-
-
-def _adjusted(scores_BV: Scores, options: SamplingOptions, prompts: Histories, outputs: Histories) -> Scores:
+def adjust(scores_BV: Scores, options: SamplingOptions, prompts: Histories, outputs: Histories) -> Scores:
+    """Scores (B, V) after logit_bias and the penalties: steps 1 to 3. The argument is left as it is."""
     additive = bool(options.presence_penalty or options.frequency_penalty)
     if not options.logit_bias and options.repetition_penalty == 1 and not additive:
         return scores_BV
@@ -108,15 +104,6 @@ def _adjusted(scores_BV: Scores, options: SamplingOptions, prompts: Histories, o
     return scores_BV
 
 
-def candidates(scores_BV: Tensor, options: SamplingOptions) -> tuple[Tensor, Tensor]:
-    """What top_k, top_p and min_p leave, from scores (B, V) float32 after temperature: steps 5 to 7.
-
-    Returns scores (B, K) with -inf for what was filtered out, and the candidates' ids, (B, K) or (1, K), int64.
-    """
-    scores_BK, ids_BK = _candidates(scores_BV.numpy(), np.arange(scores_BV.shape[1])[None], options)
-    return torch.from_numpy(scores_BK), torch.from_numpy(ids_BK)
-
-
 def _likely(scores_BV: Scores, options: SamplingOptions) -> tuple[Scores, Ids, Scores]:
     """What top_k may leave, and some more: scores and ids (B, K), before temperature, and each row's highest (B,)."""
     B, V = scores_BV.shape
@@ -127,14 +114,19 @@ def _likely(scores_BV: Scores, options: SamplingOptions) -> tuple[Scores, Ids, S
     highest_BP = scores_BV[:, : parts * _STRIDE].reshape(B, _STRIDE, parts).max(axis=1)
     bound_B = np.partition(highest_BP, parts - options.top_k, axis=1)[:, parts - options.top_k]
     # And a little below it, for what a division by the temperature makes tie with the k-th.
-    bound_B = bound_B - np.abs(bound_B) * np.float32(1e-5) - np.float32(1e-20)
+    with np.errstate(invalid="ignore"):  # infinity less infinity: the caller refuses the row
+        bound_B = bound_B - np.abs(bound_B) * np.float32(1e-5) - np.float32(1e-20)
     highest_B = np.maximum(highest_BP.max(axis=1), scores_BV[:, parts * _STRIDE - 1 :].max(axis=1))
     # A row that holds NaN is above no bound; the caller refuses it.
     scores_BK, ids_BK = narrow(scores_BV, ids_1V, scores_BV >= bound_B[:, None])
     return scores_BK, ids_BK, highest_B
 
 
-def _candidates(scores_BK: Scores, ids_BK: Ids, options: SamplingOptions) -> tuple[Scores, Ids]:
+def candidates(scores_BK: Scores, ids_BK: Ids, options: SamplingOptions) -> tuple[Scores, Ids]:
+    """What top_k, top_p and min_p leave, from scores (B, K) after temperature: steps 5 to 7.
+
+    Returns fewer scores, with -inf for what was filtered out, and their ids, of which `ids_BK` are (B, K) or (1, K).
+    """
     K = scores_BK.shape[1]
     if options.top_k and options.top_k < K:
         kth_B = np.partition(scores_BK, K - options.top_k, axis=1)[:, K - options.top_k]

@@ -4,14 +4,12 @@ It is kept with the model, and made again when the network has changed, since it
 """
 
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from gpt2.generation.engine import Engine
 
 if TYPE_CHECKING:
     from gpt2.checkpoint import LanguageModel
-
-_MAKING = threading.Lock()
 
 
 def engine_of(model: "LanguageModel | Engine") -> Engine:
@@ -23,14 +21,20 @@ def engine_of(model: "LanguageModel | Engine") -> Engine:
     if isinstance(model, Engine):
         return model
     stamp = _stamp(model)
-    with _MAKING:
-        known = model.memo.get("engine")
-        if isinstance(known, tuple) and known[0] == stamp:
-            engine: Engine = known[1]
-        else:
-            engine = Engine(model)
-            model.memo["engine"] = stamp, engine
-        return engine
+    engine = _known(model, stamp)
+    if engine is None:
+        # Making one may take minutes (weights are packed), and other models' users need not wait for it.
+        with cast("threading.Lock", model.memo.setdefault("engine lock", threading.Lock())):
+            engine = _known(model, stamp)
+            if engine is None:
+                engine = Engine(model)
+                model.memo["engine"] = stamp, engine
+    return engine
+
+
+def _known(model: "LanguageModel", stamp: object) -> Engine | None:
+    known = model.memo.get("engine")
+    return known[1] if isinstance(known, tuple) and known[0] == stamp else None
 
 
 def _stamp(model: "LanguageModel") -> object:

@@ -48,8 +48,12 @@ class Slots:
 
     def __init__(self, count: int) -> None:
         self.all = [Slot(index) for index in range(count)]
-        self.free = count
         self._clock = 0
+
+    @property
+    def free(self) -> int:
+        """How many slots are free."""
+        return sum(not slot.busy for slot in self.all)
 
     def take(self, prompt: Sequence[int]) -> Place:
         """Takes a free slot (there must be one) for a prompt; the slot's `ids` are left for the caller to put right.
@@ -66,7 +70,6 @@ class Slots:
             slot = self._cheapest([each for each in free if each is not source])
         self._clock += 1
         slot.busy, slot.used, slot.plan = True, self._clock, ids
-        self.free -= 1
         return Place(slot, source, shared)
 
     def replan(self, slot: Slot, prompt: Sequence[int]) -> None:
@@ -82,7 +85,6 @@ class Slots:
         if damaged:
             slot.ids = []
         slot.plan, slot.busy = np.array(slot.ids, dtype=np.int64), False
-        self.free += 1
 
     def _best(self, prompt: Ids, taker: Slot | None = None) -> tuple[Slot | None, int]:
         """The slot that shares most with a prompt, and how much. Only later ones wait for earlier ones."""

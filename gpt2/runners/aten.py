@@ -6,7 +6,7 @@ give, weights are widened to float32 piece by piece instead: exact, and slower. 
 bfloat16's rounding of rows and results is all that they lose: about 0.4 % of a projection's largest output.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from functools import cache
 from typing import TYPE_CHECKING, cast
 
@@ -19,7 +19,6 @@ from gpt2.model import GPT2, Projection
 from gpt2.runners.packed import Layout, packed
 from gpt2.runners.plain import PlainRunner
 from gpt2.runners.quantise import GROUP, Matrix, dequantise, int4_groups, int8_columns
-from gpt2.runners.runner import Feed
 
 if TYPE_CHECKING:
     from gpt2.checkpoint import LanguageModel
@@ -58,10 +57,8 @@ class AtenRunner(PlainRunner):
         super().__init__(network.requires_grad_(False).eval(), slots)
         self.dtype = model.dtype
 
-    @torch.inference_mode()
-    def read(self, feeds: Sequence[Feed]) -> Tensor:
-        """As `PlainRunner.read`."""
-        return self._embedding.logits(super().read(feeds))
+    def _logits(self, hidden_NC: Tensor) -> Tensor:
+        return _by_widening(hidden_NC, self._embedding.q_VC, self._embedding.scale_V)
 
 
 class _Projection(nn.Module):
@@ -90,14 +87,11 @@ class _Embedding(nn.Module):
     def __init__(self, tensors: dict[str, Tensor]) -> None:
         super().__init__()
         self.q_VC, self.scale_V = tensors["wte.q"], tensors["wte.scale"]
-        # What `PlainRunner` multiplies the last norm's output with: it then returns that output, for `logits`.
-        self.weight = torch.eye(self.q_VC.shape[1])
+        # Where a network looks for its dtype and its device: float32, on the CPU.
+        self.weight = torch.empty(0)
 
     def forward(self, ids: Tensor) -> Tensor:
         return self.q_VC[ids].float() * self.scale_V[ids].unsqueeze(-1)
-
-    def logits(self, x_NC: Tensor) -> Tensor:
-        return _by_widening(x_NC, self.q_VC, self.scale_V)
 
 
 def _layout(dtype: str, kernel: bool) -> Layout:

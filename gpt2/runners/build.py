@@ -9,6 +9,7 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -24,8 +25,8 @@ def library_name() -> str:
 
 def obstacle() -> str | None:
     """Why the step cannot be built here; None if it can."""
-    if os.name != "posix" or platform.machine() not in _PROCESSORS:
-        return f"it is written for x86-64 on Linux and macOS, and this is {platform.machine()} on {platform.system()}"
+    if sys.platform != "linux" or platform.machine() not in _PROCESSORS:
+        return f"it is written for x86-64 on Linux, and this is {platform.machine()} on {platform.system()}"
     if compiler() is None:
         return "there is no C compiler (set CC, or install gcc or clang)"
     return None
@@ -40,7 +41,7 @@ def compiler() -> str | None:
 def build(folder: Path) -> Path:
     """Compiles the step into this folder and returns the library's path.
 
-    Raises OSError (RuntimeError of the compiler included, as its text) where it cannot be built.
+    Raises OSError, with the compiler's first line if it failed, where it cannot be built.
     """
     if reason := obstacle():
         raise OSError(reason)

@@ -1,7 +1,7 @@
 """Which runner a model gets: chosen once, by what this machine has and by what `gpt2 doctor` measured on it.
 
 The only place that knows all runners. Whether a runner computes rightly is not decided here: the laws test that, and
-`gpt2 doctor` checks it on the spot.
+`gpt2 doctor` checks it on the spot. A runner that it found wrong here is not taken.
 """
 
 import errno
@@ -26,6 +26,7 @@ _MOST_SLOTS = 64
 _MOST_SLOT_BYTES = 2 * 2**30
 _FLOATS = ("float32", "bfloat16")
 _WORTH_COMPILING = 1.15
+_WRONG = "`gpt2 doctor` found that it computes wrongly here"
 
 
 class OutOfMemory(Unavailable):
@@ -36,7 +37,8 @@ class Choice(NamedTuple):
     """A runner, and what became of it.
 
     name: as runners call themselves. chosen: true for one of all. why: one line. measured: decode tokens/s as
-    remembered from an earlier probe; None if there was none. possible: it could run this model here.
+    remembered from an earlier probe; None if there was none. possible: it could run this model here. wrong: it was
+    found to compute this model wrongly here.
     """
 
     name: str
@@ -44,6 +46,7 @@ class Choice(NamedTuple):
     why: str
     measured: float | None
     possible: bool
+    wrong: bool = False
 
 
 def runner(model: "LanguageModel", slots: int, *, compile: bool | None = None, threads: int | None = None) -> Runner:
@@ -53,11 +56,16 @@ def runner(model: "LanguageModel", slots: int, *, compile: bool | None = None, t
     graph); False, plain PyTorch. threads: of the CPU; default, as many as PyTorch takes. If given, PyTorch takes as
     many from now on.
 
-    Raises OutOfMemory (an Unavailable) if weights and slots do not fit. Warns (Notice) if `compile=True` cannot be
-    had, and if the chosen runner fails to start; the plainest is taken then.
+    Raises OutOfMemory (an Unavailable) if weights and slots do not fit, BadOption for a network in training mode whose
+    dropout would act. Warns (Notice) if what `compile` asks for cannot be had; if the chosen runner fails to start, and
+    the plainest is taken; and if every runner was found to compute wrongly here.
     """
     if slots < 1:
         raise BadOption(f"slots is {slots}, but a runner has at least 1.")
+    if model.weights is None:
+        from gpt2.runners.plain import check_mode
+
+        check_mode(model.network)
     if threads is not None:
         torch.set_num_threads(threads)
     found = explain(model, compile=compile, threads=threads)
@@ -65,13 +73,17 @@ def runner(model: "LanguageModel", slots: int, *, compile: bool | None = None, t
     if compile and chosen.name not in ("compiled", "graph"):
         refused = next((choice.why for choice in found if choice.name in ("compiled", "graph")), "nothing to compile")
         warnings.warn(f"--compile cannot be had here ({refused}); runs on {chosen.name}.", Notice, stacklevel=2)
+    plainest = "plain" if model.dtype in _FLOATS else "aten"
+    if chosen.wrong:
+        warnings.warn(f"{chosen.name} is used, though {_WRONG}, as every other runner.", Notice, stacklevel=2)
+    elif compile is False and chosen.name != plainest:
+        warnings.warn(f"--no-compile cannot be had here ({_WRONG}); runs on {chosen.name}.", Notice, stacklevel=2)
     try:
         return build(chosen.name, model, slots, threads)
     except OutOfMemory:
         raise
     except (Unavailable, RuntimeError, OSError) as error:
-        plainest = "plain" if model.dtype in _FLOATS else "aten"
-        if chosen.name == plainest:
+        if chosen.name == plainest or any(choice.wrong for choice in found if choice.name == plainest):
             raise
         said = " ".join(str(error).split())[:200]
         warnings.warn(
@@ -86,14 +98,17 @@ def explain(model: "LanguageModel", *, compile: bool | None = None, threads: int
     measured = choices.remembered(config, dtype, device, threads or torch.get_num_threads())
     obstacles = {name: _obstacle(name, config, dtype, device) for name in _names(dtype, device)}
     possible = [name for name, obstacle in obstacles.items() if obstacle is None]
-    chosen, why = _choose(possible, measured, compile, device)
+    wrong = choices.known_wrong(config, dtype, device)
+    # Where none is right, one must run all the same: the plainest, which `runner` warns of.
+    chosen, why = _choose([name for name in possible if name not in wrong] or possible[-1:], measured, compile, device)
     return [
         Choice(
             name,
             name == chosen,
-            obstacle or (why if name == chosen else f"{chosen} is taken: {why}"),
+            obstacle or (_WRONG if name in wrong else why if name == chosen else f"{chosen} is taken: {why}"),
             measured.get(name),
             obstacle is None,
+            name in wrong,
         )
         for name, obstacle in obstacles.items()
     ]
@@ -102,13 +117,13 @@ def explain(model: "LanguageModel", *, compile: bool | None = None, threads: int
 def build(name: str, model: "LanguageModel", slots: int, threads: int | None = None) -> Runner:
     """The runner of this name. Raises OutOfMemory, with figures, if it does not fit."""
     device = device_of(model)
-    _check_memory(model.config, model.dtype, slots, device)
+    _check_memory(model.config, model.dtype, slots, device, name)
     try:
         return _build(name, model, slots, threads)
     except (MemoryError, RuntimeError, OSError) as error:
         if not _is_out_of_memory(error):
             raise
-        raise OutOfMemory(_what_fits(model.config, model.dtype, slots, device)) from error
+        raise OutOfMemory(_what_fits(model.config, model.dtype, slots, device, name)) from error
 
 
 def fitting_slots(config: GPT2Config, dtype: str, device: str | torch.device = "cpu") -> int:
@@ -123,18 +138,21 @@ def fitting_slots(config: GPT2Config, dtype: str, device: str | torch.device = "
     return max(1, min(_MOST_SLOTS, budget // slot_bytes(config, dtype)))
 
 
-def slot_bytes(config: GPT2Config, dtype: str) -> int:
-    """Bytes of keys and values that a full slot takes, in the runner that such a model gets here."""
+def slot_bytes(config: GPT2Config, dtype: str, name: str | None = None) -> int:
+    """Bytes of keys and values that a full slot takes in the runner of this name (None: native where it can run)."""
     from gpt2.runners import native
 
     # Float32 in float32 models and with aten's kernels, bfloat16 otherwise.
-    narrow = dtype == "bfloat16" or (dtype not in _FLOATS and native.reason(config, dtype) is None)
+    if name is None and dtype not in _FLOATS and native.reason(config, dtype) is None:
+        name = "native"
+    narrow = dtype == "bfloat16" or (dtype not in _FLOATS and name == "native")
     return 2 * config.n_layer * config.n_positions * config.n_embd * (2 if narrow else 4)
 
 
 def device_of(model: "LanguageModel") -> torch.device:
-    """Where a model runs. Quantised ones run on the CPU, and their network need not be opened to know it."""
-    return model.network.device if model.dtype in _FLOATS else torch.device("cpu")
+    """Where a model runs. One that is packed from its files runs on the CPU, and its network stays unopened."""
+    packed = model.weights is not None or model.dtype not in _FLOATS
+    return torch.device("cpu") if packed else model.network.device
 
 
 def _names(dtype: str, device: torch.device) -> tuple[str, ...]:
@@ -156,8 +174,9 @@ def _choose(
     forced = "graph" if device.type == "cuda" else "compiled"
     if compile and forced in possible:
         return forced, "asked for with --compile"
-    if compile is False:
-        return ("plain" if "plain" in possible else "aten"), "asked for with --no-compile"
+    plainest = next((name for name in possible if name in ("plain", "aten")), None)
+    if compile is False and plainest:
+        return plainest, "asked for with --no-compile"
     match possible[0]:
         case "native":
             return "native", "our own kernels for this processor: one pass over the weights for a token"
@@ -167,6 +186,8 @@ def _choose(
             return "aten", "PyTorch's kernels for packed weights"
     if "compiled" not in possible:
         return "plain", "nothing faster is here"
+    if "plain" not in possible:
+        return "compiled", "nothing else computes rightly here"
     if not {"plain", "compiled"} <= measured.keys():
         return "plain", "compiled was not measured on this machine yet; `gpt2 doctor` does"
     # Starting a compiled step takes time that a small gain does not bring back.
@@ -217,18 +238,24 @@ def _build(name: str, model: "LanguageModel", slots: int, threads: int | None) -
     raise BadOption(f"There is no runner {name!r}.")
 
 
-def _check_memory(config: GPT2Config, dtype: str, slots: int, device: torch.device) -> None:
+def _held_bytes(config: GPT2Config, dtype: str, name: str) -> int:
+    """Bytes of weights that a runner holds: the graph's has the projections twice, as loaded and as it reads them."""
+    matrices = config.n_layer * config.n_embd * (4 * config.n_embd + 2 * config.mlp_width)
+    return weight_bytes(config, dtype) + (matrices * (2 if dtype == "bfloat16" else 4) if name == "graph" else 0)
+
+
+def _check_memory(config: GPT2Config, dtype: str, slots: int, device: torch.device, name: str) -> None:
     """Raises OutOfMemory where weights and full slots are more than this process could hold."""
     available = machine.available_memory(device)
-    if available and weight_bytes(config, dtype) + slots * slot_bytes(config, dtype) > available:
-        raise OutOfMemory(_what_fits(config, dtype, slots, device))
+    if available and _held_bytes(config, dtype, name) + slots * slot_bytes(config, dtype, name) > available:
+        raise OutOfMemory(_what_fits(config, dtype, slots, device, name))
 
 
-def _what_fits(config: GPT2Config, dtype: str, slots: int, device: torch.device) -> str:
+def _what_fits(config: GPT2Config, dtype: str, slots: int, device: torch.device, name: str) -> str:
     """What was needed, what there is, and what would fit."""
     weights, each, available = (
-        weight_bytes(config, dtype),
-        slot_bytes(config, dtype),
+        _held_bytes(config, dtype, name),
+        slot_bytes(config, dtype, name),
         machine.available_memory(device),
     )
     texts = "1 text" if slots == 1 else f"{slots} texts at once"

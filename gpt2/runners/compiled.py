@@ -71,8 +71,8 @@ def compiled_block(network: GPT2) -> Block:
         if path.is_file():
             try:
                 return _load(path)
-            except RuntimeError:
-                path.unlink(missing_ok=True)  # damaged
+            except Exception:  # damaged: what that raises is of many kinds
+                path.unlink(missing_ok=True)
         _build(network.config, network.dtype, path)
         return _load(path)
 

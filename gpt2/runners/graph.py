@@ -120,7 +120,7 @@ class GraphRunner(StaticSlots):
 
         Returns an id for each row, or -1 where its scores are not finite. Errors as `read`.
         """
-        check_fed(self.config, self._lengths, [(slot, [id]) for slot, id in zip(slots, ids, strict=True)])
+        check_fed(self.config, self._lengths, [Feed(slot, [id]) for slot, id in zip(slots, ids, strict=True)])
         rows = [self._row(*row) for row in zip(slots, ids, seeds, numbers, temperatures, top_ks, strict=True)]
         ahead, self._ahead = self._ahead, None
         if ahead is not None and ahead[1] == rows:

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from gpt2.errors import Unavailable
+from gpt2.memory import total_memory
 
 # Far beyond any cache, so that a larger buffer would read no faster and no slower.
 _LARGEST_BUFFER = 2**30
@@ -41,7 +42,7 @@ def describe() -> dict[str, object]:
         "processor": processor(),
         "cores": cores(),
         "features": sorted({_FEATURES[flag] for flag in _cpuinfo("flags", "Features").split() if flag in _FEATURES}),
-        "memory": _total_memory(),
+        "memory": total_memory() or 0,
         "torch": torch.__version__,
         "system": f"{platform.system()} {platform.machine()}",
     }
@@ -109,7 +110,7 @@ def available_memory(device: str | torch.device = "cpu") -> int:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device)
-    bounds = [_total_memory()]
+    bounds = [total_memory() or 0]
     free = _kilobytes("/proc/meminfo", "MemAvailable")
     if free:
         bounds.append(free + _kilobytes("/proc/self/status", "VmRSS"))
@@ -185,16 +186,3 @@ def _field(path: str, *keys: str) -> str:
         if key.strip() in keys:
             return value.strip()
     return ""
-
-
-def _total_memory() -> int:
-    """Bytes of memory that this machine, or the container around this process, has; 0 where nobody can tell."""
-    bounds = []
-    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        bounds.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            bounds.append(int(Path(path).read_text()))
-        except (OSError, ValueError):
-            continue
-    return min(bounds) if bounds else 0

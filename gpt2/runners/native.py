@@ -7,7 +7,7 @@ float32 weights are read where they lie; the others are packed once (`packed.py`
 
 import ctypes
 import functools
-import mmap
+from array import array
 from collections.abc import Iterator, Sequence
 from ctypes import c_double, c_int32, c_size_t, c_void_p
 from typing import TYPE_CHECKING
@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from gpt2.cache import zero_pages
 from gpt2.config import GPT2Config
-from gpt2.errors import Unavailable
+from gpt2.errors import BadOption, Unavailable
 from gpt2.files import cache_directory
 from gpt2.runners import build
 from gpt2.runners.packed import Layout, packed
@@ -135,6 +136,8 @@ class NativeRunner:
         self._step = found.gpt2_step
         self.config, self.slots, self.dtype = config, slots, model.dtype
         self.threads = torch.get_num_threads() if threads is None else threads
+        if self.threads < 1:
+            raise BadOption(f"threads is {threads}, but at least 1 is needed.")
         self._lengths = [0] * slots
         self._weights = _weights(model)  # keeps what the pointers point at
         self._layers = (_Layer * config.n_layer)()
@@ -142,7 +145,7 @@ class NativeRunner:
         capacity = -(-config.n_positions // 64) * 64
         size = 4 if model.dtype == "float32" else 2
         self._block = capacity * config.head_dim * size  # bytes of one head's keys
-        self._memory = mmap.mmap(-1, max(1, 2 * config.n_layer * slots * config.n_head * self._block))
+        self._memory = zero_pages(2 * config.n_layer * slots * config.n_head * self._block)
         self._cache = np.frombuffer(self._memory, np.uint8).reshape(2, config.n_layer, slots, config.n_head, -1)
         self._model = self._describe(width, capacity)
 
@@ -195,28 +198,22 @@ class NativeRunner:
         self._lengths[target] = length
 
     def read(self, feeds: Sequence[Feed]) -> Tensor:
-        check_fed(self.config, self._lengths, ((feed.slot, feed.ids) for feed in feeds))
-        ids: list[int] = []
-        slots: list[int] = []
-        places: list[int] = []
-        wants: list[int] = []  # indices into `ids`
+        check_fed(self.config, self._lengths, feeds)
+        ids, slots, places, wants = array("i"), array("i"), array("i"), array("i")
         for feed in feeds:
             start, count = self._lengths[feed.slot], len(feed.ids)
-            ids += feed.ids
-            slots += [feed.slot] * count
-            places += range(start, start + count)
-            wants += range(len(ids) - feed.logits, len(ids))
+            ids.extend(feed.ids)
+            slots.extend([feed.slot] * count)
+            places.extend(range(start, start + count))
+            wants.extend(range(len(ids) - feed.logits, len(ids)))
         logits = torch.empty(len(wants), self.config.vocab_size)
-        tokens = np.array((ids, slots, places), dtype=np.int32)
         done = 0
         for begin in range(0, len(ids), _MOST_TOKENS):
-            part = np.ascontiguousarray(tokens[:, begin : begin + _MOST_TOKENS])
-            end = begin + part.shape[1]
-            wanted = np.array([want - begin for want in wants if begin <= want < end], dtype=np.int32)
-            at, row = part.ctypes.data, 4 * part.shape[1]
+            count = min(_MOST_TOKENS, len(ids) - begin)
+            wanted = array("i", (want - begin for want in wants if begin <= want < begin + count))
             failed = self._step(
-                ctypes.byref(self._model), part.shape[1], c_void_p(at), c_void_p(at + row), c_void_p(at + 2 * row),
-                len(wanted), c_void_p(wanted.ctypes.data), c_void_p(logits[done:].data_ptr()), self.threads, _SPINS,
+                ctypes.byref(self._model), count, *(c_void_p(_at(each) + 4 * begin) for each in (ids, slots, places)),
+                len(wanted), c_void_p(_at(wanted)), c_void_p(logits[done:].data_ptr()), self.threads, _SPINS,
             )  # fmt: skip
             if failed:
                 raise MemoryError("There is no memory left for a token step.")
@@ -226,10 +223,14 @@ class NativeRunner:
         return logits
 
 
+def _at(numbers: "array[int]") -> int:
+    return numbers.buffer_info()[0]
+
+
 def _weights(model: "LanguageModel") -> dict[str, Tensor]:
     if model.dtype == "float32":
-        # The pointers want memory without gaps, which the parameters of a loaded or trained model are.
-        return {name: tensor.detach().contiguous() for name, tensor in model.network.state_dict().items()}
+        # float32 without gaps on the CPU, as the pointers want it; that is how a loaded or trained model lies already.
+        return {name: tensor.detach().cpu().float().contiguous() for name, tensor in model.network.state_dict().items()}
     return packed(model, _layout(model.dtype))
 
 

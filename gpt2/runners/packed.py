@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import struct
 import tempfile
 import time
@@ -34,9 +35,10 @@ from gpt2.runners.quantise import Matrix
 class Layout:
     """How a runner wants weights to lie.
 
-    key: part of the file's name, such as "native-int8-1". It must change whenever `pack` does.
-    pack: is given the name of one of the checkpoint's tensors (`h.0.attn.c_attn.weight`) and the tensor, in any of
-        float32, bfloat16 or float16; or, in an int8 or int4 model, what `calibrate.quantised` makes of it. Gives the
+    key: part of the file's name, such as "native-int8-1". It must change whenever `pack` does, unless the source file
+        that `pack` is written in changes too, which is noticed.
+    pack: is given the name of one of the checkpoint's tensors (`h.0.attn.c_attn.weight`) and the tensor, bfloat16 in a
+        bfloat16 model; or, in an int8 or int4 model, what `calibrate.quantised` makes of it. Gives the
         packed tensors that are made of it, each with a name of its own, on the CPU. It must not change or keep what
         it is given.
     """
@@ -48,9 +50,14 @@ class Layout:
 MOST_BYTES = 16 * 2**30
 """Beyond this the folder's oldest files are deleted."""
 
+# Names of our own files: nothing else in the folder is touched.
+_OURS = re.compile(r"([0-9a-f]{16})-([0-9a-f]{16})-[\w.-]+\.safetensors")
+_TEMPORARY = ".gpt2-packed-"
+
 _ALIGNMENT = 64
 _PADDING = "padding."
 _CHECKSUM = "checksum"
+_ROWS, _COLUMNS = 512, 1024  # of words that are summed at once
 _DTYPES = {
     "F32": torch.float32,
     "F16": torch.float16,
@@ -93,11 +100,6 @@ def packed(model: LanguageModel, layout: Layout) -> dict[str, Tensor]:
     return found
 
 
-def is_cached(model: LanguageModel, layout: Layout) -> bool:
-    """Whether a sound file of the cache is there, so that a start need not pack."""
-    return model.weights is not None and _open(_path(model, layout)) is not None
-
-
 def fingerprint(model: LanguageModel) -> str:
     """Names the files that a model was loaded from, as they were then; equal only if nothing about them changed.
 
@@ -112,7 +114,16 @@ def fingerprint(model: LanguageModel) -> str:
 
 
 def _path(model: LanguageModel, layout: Layout) -> Path:
-    return cache_directory() / "packed" / f"{fingerprint(model)}-{layout.key}.safetensors"
+    return cache_directory() / "packed" / f"{fingerprint(model)}-{layout.key}-{_code(layout)}.safetensors"
+
+
+def _code(layout: Layout) -> str:
+    """Names the source file that packs, so that a file of the cache holds what this very code would make."""
+    try:
+        source = Path(layout.pack.__code__.co_filename).read_bytes()
+    except (AttributeError, OSError):
+        return "0"
+    return hashlib.sha256(source).hexdigest()[:8]
 
 
 def _in_memory(model: LanguageModel, tensors: Iterable[tuple[str, Tensor]], layout: Layout) -> dict[str, Tensor]:
@@ -125,7 +136,10 @@ def _in_memory(model: LanguageModel, tensors: Iterable[tuple[str, Tensor]], layo
 
 
 def _as_run(model: LanguageModel, tensors: Iterable[tuple[str, Tensor]]) -> Iterable[tuple[str, Tensor | Matrix]]:
-    return quantised(tensors, model.config, model.dtype) if model.dtype in ("int8", "int4") else tensors
+    if model.dtype in ("int8", "int4"):
+        return quantised(tensors, model.config, model.dtype)
+    # All of them, as the network of such a model has them.
+    return ((name, tensor.bfloat16() if model.dtype == "bfloat16" else tensor) for name, tensor in tensors)
 
 
 def _same_memory(first: Tensor, second: Tensor) -> bool:
@@ -136,7 +150,7 @@ def _write(path: Path, model: LanguageModel, layout: Layout) -> None:
     """Packs into a file, under a temporary name until it is whole. Raises OSError."""
     assert model.weights is not None
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=_TEMPORARY, suffix=".tmp", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             writer = _Writer(file, room=(1 << 10) * (len(model.weights.names) + 4))
@@ -156,14 +170,14 @@ class _Writer:
     """A safetensors file written front to back, its header last: only then is it known what is in it.
 
     Every tensor begins at a multiple of 64 bytes (the format allows no holes, so `padding.N` fills them), and the last
-    one makes all 8-byte words of the file, wrapped around, sum to 0.
+    one makes the sum of all 8-byte words of the file, wrapped around, 0, and that of each times its place too.
     """
 
     def __init__(self, file: IO[bytes], room: int) -> None:
         self._file = file
         self._start = -(-room // _ALIGNMENT) * _ALIGNMENT
         self._offset = 0
-        self._sum = 0
+        self._sum = self._weighted = 0
         self._entries: dict[str, object] = {}
         file.seek(self._start)
 
@@ -173,12 +187,14 @@ class _Writer:
             self._put(f"{_PADDING}{len(self._entries)}", torch.zeros(rest, dtype=torch.uint8))
 
     def finish(self) -> None:
-        entry = {"dtype": "I64", "shape": [1], "data_offsets": [self._offset, self._offset + 8]}
+        entry = {"dtype": "I64", "shape": [2], "data_offsets": [self._offset, self._offset + 16]}
         header = json.dumps(self._entries | {_CHECKSUM: entry}, separators=(",", ":")).encode()
         assert len(header) <= self._start - 8, "more packed tensors than the header has room for"
         start = struct.pack("<Q", self._start - 8) + header.ljust(self._start - 8)
-        self._sum += _sum(torch.frombuffer(bytearray(start), dtype=torch.uint8))
-        self._file.write(struct.pack("<Q", -self._sum % 2**64))
+        self._count(torch.frombuffer(bytearray(start), dtype=torch.uint8), 0)
+        # Two words a and b at the places n and n + 1, with a + b = -sum and n a + (n + 1) b = -weighted.
+        last = (self._start + self._offset) // 8 * self._sum - self._weighted
+        self._file.write(struct.pack("<QQ", (-self._sum - last) % 2**64, last % 2**64))
         self._file.seek(0)
         self._file.write(start)
 
@@ -190,28 +206,50 @@ class _Writer:
             "data_offsets": [self._offset, self._offset + len(data)],
         }
         # Every piece but padding, which is zeros, begins with a word.
-        self._sum += _sum(data)
+        self._count(data, (self._start + self._offset) // 8)
         self._offset += len(data)
         self._file.write(data.numpy().data)
 
+    def _count(self, data: Tensor, place: int) -> None:
+        plain, weighted = _sums(data, place)
+        self._sum += plain
+        self._weighted += weighted
 
-def _sum(data: Tensor) -> int:
-    """The sum of a tensor of bytes as 8-byte words, the last of them filled up with zeros."""
+
+def _sums(data: Tensor, place: int) -> tuple[int, int]:
+    """The sum of a tensor of bytes as 8-byte words, and that of each word times its place in the file.
+
+    place: of the first word. The last word is filled up with zeros. Both sums are right but for multiples of 2^64.
+    """
     whole = len(data) // 8 * 8
-    words = data[:whole].clone() if data.data_ptr() % 8 else data[:whole]
-    rest = int.from_bytes(bytes(data[whole:].tolist()), "little")
-    return int(words.view(torch.int64).sum()) + rest
+    words = (data[:whole].clone() if data.data_ptr() % 8 else data[:whole]).view(torch.int64)
+    plain = int.from_bytes(bytes(data[whole:].tolist()), "little")
+    weighted = plain * (place + len(words))
+    # Sums of rows and of columns, which stay in the processor's cache between the two, hold all that is needed.
+    for piece in torch.split(words, _ROWS * _COLUMNS):
+        square = len(piece) // _COLUMNS * _COLUMNS
+        for grid in (piece[:square].view(-1, _COLUMNS), piece[square:].view(1, -1)):
+            by_row, by_column = grid.sum(1), grid.sum(0)
+            total = int(by_row.sum())
+            plain += total
+            weighted += place * total + grid.shape[1] * _by_place(by_row) + _by_place(by_column)
+            place += grid.numel()
+    return plain, weighted
+
+
+def _by_place(words: Tensor) -> int:
+    return int((words * torch.arange(len(words))).sum())
 
 
 def _open(path: Path) -> dict[str, Tensor] | None:
     """The tensors of a file of the cache, mapped; None for one that is not there, not whole or not what was written."""
     try:
         size = path.stat().st_size
-        if size % 8 or size < 16:
+        if size % 8 or size < 32:
             return None
         # Private: pages are shared with every other process all the same, as nobody writes to them.
         data = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
-        if int(data.view(torch.int64).sum()) != 0:
+        if any(total % 2**64 for total in _sums(data, 0)):
             return None
         start = 8 + int.from_bytes(bytes(data[:8].tolist()), "little")
         header = json.loads(bytes(data[8:start].numpy()))
@@ -230,17 +268,21 @@ def _open(path: Path) -> dict[str, Tensor] | None:
 
 
 def _tidy(path: Path) -> None:
-    """Deletes what the checkpoint no longer is, what a killed process left, and the oldest beyond `MOST_BYTES`."""
+    """Deletes what the checkpoint no longer is, what a killed process left, and the oldest beyond `MOST_BYTES`.
+
+    Of our own files only: the folder may be one that others keep things in.
+    """
     place, state = path.name.split("-")[:2]
     kept: list[tuple[float, int, Path]] = []
     for file in path.parent.iterdir():
         with contextlib.suppress(OSError):
-            stat = file.stat()
-            stale = file.name.startswith(f"{place}-") and not file.name.startswith(f"{place}-{state}-")
-            left = file.suffix == ".tmp" and stat.st_mtime < time.time() - 24 * 3600
+            stat, ours = file.stat(), _OURS.fullmatch(file.name)
+            stale = ours and ours[1] == place and ours[2] != state
+            temporary = file.name.startswith(_TEMPORARY) and file.suffix == ".tmp"
+            left = temporary and stat.st_mtime < time.time() - 24 * 3600
             if stale or left:
                 file.unlink()
-            elif file != path:
+            elif ours and file != path:
                 kept.append((stat.st_mtime, stat.st_size, file))
     room = MOST_BYTES - path.stat().st_size - sum(size for _, size, _ in kept)
     for _, size, file in sorted(kept):

@@ -15,6 +15,13 @@ from gpt2.model import GPT2
 from gpt2.runners.runner import Feed, check_fed, check_held
 
 
+def check_mode(network: GPT2) -> None:
+    """Raises BadOption for a network in training mode whose dropout would act."""
+    config = network.config
+    if network.training and max(config.embd_pdrop, config.attn_pdrop, config.resid_pdrop) > 0:
+        raise BadOption("The network is in training mode and its dropout would act; call network.eval() first.")
+
+
 class PlainRunner:
     """Runs a network as it is, on its device and in its dtype (float32 or bfloat16), with `slots` rows of a cache.
 
@@ -26,10 +33,8 @@ class PlainRunner:
     batch_invariant = False
 
     def __init__(self, network: GPT2, slots: int) -> None:
-        config = network.config
-        if network.training and max(config.embd_pdrop, config.attn_pdrop, config.resid_pdrop) > 0:
-            raise BadOption("The network is in training mode and its dropout would act; call network.eval() first.")
-        self.config, self.slots, self.network = config, slots, network
+        check_mode(network)
+        self.config, self.slots, self.network = network.config, slots, network
         self.dtype = str(network.dtype).removeprefix("torch.")
         self._cache = network.new_cache(slots)
         self._damaged: set[int] = set()  # slots whose memory holds NaN or infinity
@@ -63,7 +68,7 @@ class PlainRunner:
     @torch.inference_mode()
     def read(self, feeds: Sequence[Feed]) -> Tensor:
         """Reads tokens into different slots; float32 logits (sum of `logits`, V), in order. Errors: see `Runner`."""
-        check_fed(self.config, self._cache.lengths.tolist(), [(feed.slot, feed.ids) for feed in feeds])
+        check_fed(self.config, self._cache.lengths.tolist(), feeds)
         steps = [place for place, feed in enumerate(feeds) if len(feed.ids) == 1]
         steps.sort(key=lambda place: feeds[place].slot)
         hidden: dict[int, Tensor] = {}  # of each feed, the last `logits` positions: (N, C)
@@ -77,7 +82,10 @@ class PlainRunner:
                     (each, read_1C[: feeds[each].logits]) for each, read_1C in zip(steps, read_B1C, strict=True)
                 )
         wanted_NC = torch.cat([hidden[place] for place in range(len(feeds))])
-        return F.linear(wanted_NC, self.network.wte.weight).float()
+        return self._logits(wanted_NC)
+
+    def _logits(self, hidden_NC: Tensor) -> Tensor:
+        return F.linear(hidden_NC, self.network.wte.weight).float()
 
     def _hidden(self, ids: Sequence[Sequence[int]], slots: list[int]) -> Tensor:
         """The last norm's output (B, T, C) for ids (B, T) that are read into these slots, in rising order."""

@@ -6,7 +6,7 @@ sampling or requests. `plain.py` runs `model.py` itself and is what the others a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -58,16 +58,29 @@ class Runner(Protocol):
         """Reads tokens into different slots, and returns the wanted logits: float32 (sum of `logits`, V), in order.
 
         Raises ContextOverflow if a slot would be fuller than the window, BadPrompt for an id outside the vocabulary,
-        both before anything is read. Logits that are not finite are returned as they are.
+        BadOption for feeds that make no sense, all before anything is read. Logits that are not finite are returned as
+        they are.
         """
 
 
-def check_fed(config: GPT2Config, lengths: Sequence[int], fed: Iterable[tuple[int, Sequence[int]]]) -> None:
-    """What every runner checks before it reads: slots and the ids that are fed to them, and the slots' lengths.
+def check_fed(config: GPT2Config, lengths: Sequence[int], feeds: Sequence[Feed]) -> None:
+    """What every runner checks before it reads: what is fed, and the lengths of all of its slots.
 
-    Raises ContextOverflow and BadPrompt as `Runner.read` says.
+    Raises BadOption, ContextOverflow and BadPrompt as `Runner.read` says.
     """
-    for slot, ids in fed:
+    fed: set[int] = set()
+    for feed in feeds:
+        slot, ids = feed.slot, feed.ids
+        if not 0 <= slot < len(lengths):
+            raise BadOption(f"There is no slot {slot} in a runner with slots 0 to {len(lengths) - 1}.")
+        if slot in fed:
+            raise BadOption(f"Slot {slot} is fed twice at once; feed it once with all ids.")
+        fed.add(slot)
+        if not 0 <= feed.logits <= len(ids) or not len(ids):
+            raise BadOption(
+                f"Slot {slot} is fed {len(ids)} ids and asked for {feed.logits} rows of logits; feed one id or more, "
+                "and ask for at most as many rows."
+            )
         if lengths[slot] + len(ids) > config.n_positions:
             raise ContextOverflow(
                 f"Slot {slot} holds {lengths[slot]} tokens, and {len(ids)} more do not fit in this model's window of "

@@ -224,7 +224,7 @@ class StaticSlots:
     @torch.no_grad()
     def read(self, feeds: Sequence[Feed]) -> Tensor:
         """Reads tokens into different slots; float32 logits (sum of `logits`, V), in order. Errors: see `Runner`."""
-        check_fed(self.config, self._lengths, [(feed.slot, feed.ids) for feed in feeds])
+        check_fed(self.config, self._lengths, feeds)
         logits: dict[int, Tensor] = {}
         steps = [place for place, feed in enumerate(feeds) if len(feed.ids) == 1]
         if steps:

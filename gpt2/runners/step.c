@@ -1,12 +1,13 @@
 /* The token step of GPT-2, fused: embedding, blocks, last norm and head in one call, for x86-64 with AVX-512.
 
    It reads N tokens, each with its slot and position, writes their keys and values, and gives logits for some of them.
-   A prompt in pieces, one row and many rows are the same call. The weights are read once per call, and everything
-   between two matrices stays in the processor's caches.
+   A prompt in pieces, one row and many rows are the same call. The weights come from memory once per call, and
+   everything between two matrices stays in the processor's caches.
 
    Batch invariance. Every number is computed in an order that depends on the model alone: a matrix's outputs are
    summed over its inputs from first to last, whatever the number of rows. A token's logits are therefore the same, bit
-   for bit, whatever is read beside it. The threads share work by columns and heads, and never share a sum.
+   for bit, whatever is read beside it. The threads share work by columns and heads, and never share a sum. (Tokens of one
+   text are attended in tiles: a value that is not finite spoils up to five tokens before it. Such a text is lost anyway.)
 
    Widths. float32 reads the checkpoint as it lies, (in, out). bfloat16, int8 and int4 are packed in panels of 64
    outputs: pairs, fours or groups of 32 inputs side by side, as the dot-product instructions want them. Integer weights
@@ -38,8 +39,9 @@
 
 enum { FLOAT32, BFLOAT16, INT8, INT4 };
 enum { GELU_TANH, GELU_ERF, RELU, SILU };
-enum { PANEL = 64, GROUP = 32, TILE = 6, QUERIES = 6, MOST_THREADS = 64,
-       AHEAD = 4096, AHEAD_ROWS = 12 }; /* how far ahead one row's weights are asked for: bytes, rows */
+enum { PANEL = 64, GROUP = 32, TILE = 6, QUERIES = 6, MOST_THREADS = 64, STRETCH = 4096,
+       AHEAD = 2048, /* bytes that are asked for ahead of what is read */
+       GAP = 16 };   /* how many times longer threads spin between steps, where Python draws tokens, than within one */
 
 typedef struct {
     const void *weight;  /* (in, out) float32; otherwise packed panels */
@@ -67,7 +69,7 @@ typedef struct {
 /* ---- threads ---- */
 
 typedef struct {
-    int threads, spins, phases;
+    int threads, spins;
     atomic_int *next; /* one counter of handed-out pieces for each phase */
     atomic_int arrived, turn, sleepers;
 } Team;
@@ -124,9 +126,10 @@ static struct {
 } pool = {.busy = PTHREAD_MUTEX_INITIALIZER};
 
 static void *work(void *number) {
-    int thread = (int)(intptr_t)number, seen = pool.begins[thread];
+    int thread = (int)(intptr_t)number;
+    unsigned seen = pool.begins[thread];
     for (;; seen++) {
-        await_change(&pool.start, seen, pool.team.spins, &pool.sleepers);
+        await_change(&pool.start, (int)seen, GAP * pool.team.spins, &pool.sleepers);
         if (thread < pool.team.threads) pool.run(pool.job, &pool.team, thread);
         announce(&pool.done, &pool.done_sleepers);
     }
@@ -199,7 +202,7 @@ typedef struct {
 
 typedef struct {
     const Model *model;
-    int tokens, wanted, threads;
+    int tokens, wanted;
     const int32_t *ids, *slots, *places, *wants; /* (tokens) three times; (wanted) indices of tokens, rising */
     float *logits;                               /* (wanted, vocab) */
     float *x, *mix, *inner;                      /* (tokens, n_embd): residual; q, then attention's output; (tokens, n_inner) */
@@ -255,7 +258,7 @@ static size_t up(size_t size) { return (size + 63) / 64 * 64; }
 /* Reads tokens; see the top. Those of one slot stand together and have rising places. Returns 0, or 1 without memory. */
 int gpt2_step(const Model *m, int tokens, const int32_t *ids, const int32_t *slots, const int32_t *places, int wanted,
               const int32_t *wants, float *logits, int threads, int spins) {
-    Step s = {.model = m, .tokens = tokens, .wanted = wanted, .threads = threads, .ids = ids, .slots = slots,
+    Step s = {.model = m, .tokens = tokens, .wanted = wanted, .ids = ids, .slots = slots,
               .places = places, .wants = wants, .logits = logits};
     if (threads > MOST_THREADS) threads = MOST_THREADS;
     int widest = m->n_inner > m->n_embd ? m->n_inner : m->n_embd;
@@ -647,7 +650,6 @@ TILE_OF(tile_float32) {
     for (int k = 0; k < w->n_in; k++, weight += n_out, x += by)
         EACH(v, V) {
             const __m512 b = _mm512_loadu_ps(weight + 16 * v);
-            if (R == 1) _mm_prefetch((const char *)(weight + AHEAD_ROWS * n_out + 16 * v), _MM_HINT_T0);
             EACH(r, R) acc[r][v] = _mm512_fmadd_ps(_mm512_set1_ps(x[r]), b, acc[r][v]);
         }
     EACH(r, R)
@@ -790,17 +792,32 @@ PIECE(piece_int4, tile_int4, 16, 4, 4, 3)
 PIECE(piece_head, tile_head, 1, 4, 4, TILE)
 PIECE(piece_head_end, tile_head, 1, 1, 1, TILE)
 
-FN(void piece_float32_wide)(const Step *s, const Matrix *w, const Rows *rows, int column, const Sink *sink) {
-    NAME(tile_float32)(s, w, rows, 1, 16, 0, column, sink);
+/* One row of float32. Rows of the matrix lie far apart, so long stretches of DEPTH of them are read at a time, and the sums
+   stay in the first cache; the threads' stretches together are the matrix from beginning to end. */
+FN(void piece_float32_wide)(const Step *s, const Matrix *w, const Rows *rows, int column, int width, const Sink *sink) {
+    enum { DEPTH = 4 };
+    float sums[STRETCH];
+    memset(sums, 0, 4 * width);
+    const float *x = (const float *)rows->data, *weight = (const float *)w->weight + column;
+    const size_t n_out = w->n_out;
+    for (int k = 0; k < w->n_in; k += DEPTH, weight += DEPTH * n_out) {
+        __m512 by[DEPTH];
+        EACH(j, DEPTH) by[j] = _mm512_set1_ps(x[k + j]);
+        for (int c = 0; c < width; c += 16) {
+            __m512 sum = _mm512_loadu_ps(sums + c);
+            EACH(j, DEPTH) sum = _mm512_fmadd_ps(by[j], _mm512_loadu_ps(weight + j * n_out + c), sum);
+            _mm512_storeu_ps(sums + c, sum);
+        }
+    }
+    for (int c = 0; c < width; c += 16) NAME(put)(s, w, sink, 0, column + c, _mm512_loadu_ps(sums + c));
 }
 
 FN(void multiply)(const Step *s, Team *team, int phase, const Matrix *w, int width, int is_head, const Rows *rows, int n_rows, const Sink *sink) {
-    if (width == FLOAT32 && n_rows == 1 && !is_head) { /* rows of the matrix lie far apart: read long stretches of them */
-        const int wide = w->n_out / 256, pieces = wide + w->n_out % 256 / PANEL;
-        for (int piece; (piece = next_piece(team, phase)) < pieces;) {
-            if (piece < wide) NAME(piece_float32_wide)(s, w, rows, piece * 256, sink);
-            else NAME(piece_float32)(s, w, rows, 1, wide * 256 + (piece - wide) * PANEL, sink);
-        }
+    if (width == FLOAT32 && n_rows == 1 && !is_head) {
+        int width = (w->n_out / (2 * team->threads) + PANEL - 1) / PANEL * PANEL;
+        width = width > STRETCH ? STRETCH : width < PANEL ? PANEL : width;
+        for (int column; (column = next_piece(team, phase) * width) < w->n_out;)
+            NAME(piece_float32_wide)(s, w, rows, column, w->n_out - column < width ? w->n_out - column : width, sink);
         return;
     }
     for (int piece; (piece = next_piece(team, phase)) < (w->n_out + PANEL - 1) / PANEL;) {

@@ -4,16 +4,15 @@ Weights, gradients and the optimiser's moments are counted exactly. What a pass 
 the plain model: 16 numbers of the width per token and layer, and 3 of the vocabulary per token. It knows no allocator.
 """
 
-import os
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
 from gpt2.errors import BadOption
+from gpt2.memory import total_memory
 from gpt2.training.options import TrainingOptions
 
 # What PyTorch and numpy say when there is no room; torch.OutOfMemoryError is a RuntimeError that says it too.
@@ -51,7 +50,7 @@ def check_memory(options: TrainingOptions, device: torch.device, vocab_size: int
     window: tokens a row, None before the data is known: then the weights alone are weighed. What a pass keeps is
     counted half, since compiling saves some of it: only what cannot work is refused.
     """
-    total = _memory(device)
+    total = total_memory(device)
     needed = need(options, vocab_size, window or options.context)
     if total is not None and needed.state + (needed.batch // 2 if window else 0) > total:
         raise BadOption(_advice(options, device, vocab_size, window or options.context))
@@ -71,7 +70,7 @@ def explained(
 
 
 def _advice(options: TrainingOptions, device: torch.device, vocab_size: int, window: int) -> str:
-    needed, total = need(options, vocab_size, window), _memory(device)
+    needed, total = need(options, vocab_size, window), total_memory(device)
     whole = needed.state + needed.batch
     # Some is left for others. Where it should have fitted, others have taken it: then half as much might.
     budget = whole // 2 if total is None or whole <= total else total * 4 // 5
@@ -109,21 +108,6 @@ def _what_fits(options: TrainingOptions, vocab_size: int, window: int, budget: i
 def _largest(most: int, fits: Callable[[int], bool]) -> int:
     """The largest number from 1 to `most` that fits, 0 if none does; what fits must do so with less, too."""
     return bisect_left(range(1, most + 1), True, key=lambda n: not fits(n))
-
-
-def _memory(device: torch.device) -> int | None:
-    """Bytes of memory of the device in all; None where nobody tells. Swap does not count: a step touches everything."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    try:
-        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):
-        return None
-    try:
-        # A container may have less than its machine.
-        return min(total, int(Path("/sys/fs/cgroup/memory.max").read_text()))
-    except (OSError, ValueError):
-        return total
 
 
 def _gigabytes(size: int) -> str:

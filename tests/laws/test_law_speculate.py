@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 
 from gpt2.checkpoint import LanguageModel, load, shipped
 from gpt2.generation import Engine, GenerationOptions, Request, SamplingOptions
-from gpt2.generation.sampling import adjust, candidates
 from gpt2.generation.speculate import DraftModel, PromptLookup, Proposer, Text
 from gpt2.runners.plain import PlainRunner
-from tests.generation_models import assert_same_or_tied, model, plain
+from tests.generation_models import adjust, assert_same_or_tied, candidates, model, plain
 
 samplers = st.builds(
     SamplingOptions,

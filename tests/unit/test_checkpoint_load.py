@@ -166,25 +166,30 @@ class TestDeviceAndDtype:
     def test_dtypes(self, folder: Path, dtype: str | torch.dtype) -> None:
         assert str(load(folder, dtype=dtype).network.dtype).endswith(str(dtype).removeprefix("torch."))
 
-    @pytest.mark.parametrize("dtype", ["int8", "int4"])
-    def test_quantised_models_open_their_network_when_it_is_asked_for(self, folder: Path, dtype: str) -> None:
+    @pytest.mark.parametrize("dtype", ["bfloat16", "int8", "int4"])
+    def test_narrow_models_open_their_network_when_it_is_asked_for(self, folder: Path, dtype: str) -> None:
         model = load(folder, dtype=dtype)
+        assert model.weights is not None
         assert (model.dtype, model.config, model.path) == (dtype, TINY, folder)
+        assert not model.opened
         first = model.network
+        assert model.opened
         assert model.network is first
-        assert first.dtype == torch.float32
+        assert first.dtype == (torch.bfloat16 if dtype == "bfloat16" else torch.float32)
         assert not first.training
-        assert all(torch.equal(tensor, first.state_dict()[name]) for name, tensor in state_of(random_network()).items())
+        assert not any(parameter.requires_grad for parameter in first.parameters())
+        for name, tensor in state_of(random_network()).items():
+            assert torch.equal(tensor.to(first.dtype), first.state_dict()[name]), name
 
-    @pytest.mark.parametrize("dtype", ["int8", "int4"])
-    def test_quantised_models_check_names_and_shapes_at_once(self, dtype: str, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("dtype", ["bfloat16", "int8", "int4"])
+    def test_narrow_models_check_names_and_shapes_at_once(self, dtype: str, tmp_path: Path) -> None:
         named = hub_state(state_of(random_network()), TINY)
         named["transformer.h.1.ln_1.bias"] = torch.ones(31)
         with pytest.raises(BadCheckpoint, match=r"h\.1\.ln_1\.bias"):
             load(write_hub(tmp_path, named, TINY), dtype=dtype)
 
-    @pytest.mark.parametrize("dtype", ["int8", "int4"])
-    def test_quantised_models_check_values_when_they_are_read(self, dtype: str, tmp_path: Path) -> None:
+    @pytest.mark.parametrize("dtype", ["bfloat16", "int8", "int4"])
+    def test_narrow_models_check_values_when_they_are_read(self, dtype: str, tmp_path: Path) -> None:
         named = hub_state(state_of(random_network()), TINY)
         named["transformer.h.1.ln_1.bias"][4] = float("nan")
         model = load(write_hub(tmp_path, named, TINY), dtype=dtype)

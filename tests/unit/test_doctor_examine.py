@@ -40,7 +40,7 @@ def test_the_truth(model, places):
     assert plain.tokens_per_second > 0
     assert plain.ceiling_share > 0
     assert examine.truthful([native_one, compiled, plain])
-    assert examine.sentence([native_one, compiled, plain], None) == "truthful machine"
+    assert examine.meaning([native_one, compiled, plain], None).sentence == "truthful machine"
 
 
 def test_what_was_measured_is_remembered_and_used(monkeypatch, model, places):
@@ -68,8 +68,11 @@ def test_a_liar_is_found_and_not_remembered(model, places, by):
     assert findings[-1].verdict == "false"
     assert "position 20" in findings[-1].where
     assert not examine.truthful(findings)
-    assert examine.sentence(findings, None) == "this machine computes wrongly: plain in float32"
+    assert examine.meaning(findings, None).sentence == "this machine computes wrongly: plain in float32"
     assert choices.remembered(model.config, "float32", torch.device("cpu"), torch.get_num_threads()) == {}
+    assert choices.known_wrong(model.config, "float32", torch.device("cpu")) == {"plain"}
+    list(examine.examine(model, places))
+    assert choices.known_wrong(model.config, "float32", torch.device("cpu")) == set()
 
 
 def test_a_runner_that_fails_is_a_finding(monkeypatch, model, places):
@@ -90,7 +93,7 @@ def test_a_runner_that_fails_is_a_finding(monkeypatch, model, places):
     findings = list(examine.examine(model, places, build=breaks))
     assert findings[-1].why == "RuntimeError: driver lost"
     assert not examine.truthful(findings)
-    assert "plain in float32" in examine.sentence(findings, None)
+    assert "plain in float32" in examine.meaning(findings, None).sentence
 
 
 def test_the_compiler_can_be_left_out(monkeypatch, model, places):
@@ -125,7 +128,7 @@ def test_the_control_is_the_shipped_model_on_this_device():
 
     found = examine.control("cpu", build)
     assert found.verdict == "false"
-    assert examine.sentence([], found) == "this machine computes wrongly: plain in float32"
+    assert examine.meaning([], found).sentence == "this machine computes wrongly: plain in float32"
 
 
 def finding(runner="plain", verdict="true", ok=None, dtype="float32"):
@@ -135,11 +138,23 @@ def finding(runner="plain", verdict="true", ok=None, dtype="float32"):
 
 def test_true_weights_on_a_truthful_machine():
     findings = [finding("native", ok=True), finding(ok=True), finding(dtype="int8")]
-    assert examine.sentence(findings, finding()) == "true weights, truthful machine"
+    assert examine.meaning(findings, finding()).sentence == "true weights, truthful machine"
+
+
+def test_what_it_means_in_values():
+    one, other = finding(ok=True), finding("native", ok=False)
+    for findings, truthful, true_weights in (
+        ([one], True, True),
+        ([other], True, False),
+        ([one, other], False, None),
+        ([finding()], True, None),
+        ([finding(verdict="failed")], False, None),
+    ):
+        assert examine.meaning(findings, None)[:2] == (truthful, true_weights)
 
 
 def test_other_weights_on_a_truthful_machine():
-    assert examine.sentence([finding("native", ok=False), finding(ok=False)], finding()) == (
+    assert examine.meaning([finding("native", ok=False), finding(ok=False)], finding()).sentence == (
         "these are not OpenAI's weights"
     )
 
@@ -156,7 +171,7 @@ def test_other_weights_on_a_truthful_machine():
     ],
 )
 def test_a_machine_that_computes_wrongly(findings, control, named):
-    assert examine.sentence(findings, control) == f"this machine computes wrongly: {named}"
+    assert examine.meaning(findings, control).sentence == f"this machine computes wrongly: {named}"
 
 
 def test_canned_bounds_are_stated_for_every_width():

@@ -20,7 +20,8 @@ from transformers.generation.logits_process import (
 from gpt2.errors import BadOption, Error
 from gpt2.generation import sampling
 from gpt2.generation.options import SamplingOptions
-from gpt2.generation.sampling import adjust, candidates, gumbel_noise, log_probabilities, sample
+from gpt2.generation.sampling import gumbel_noise, log_probabilities, sample
+from tests.generation_models import adjust, candidates
 
 VOCABULARY = 300
 PLAIN = {"temperature": 1.0, "top_k": None}

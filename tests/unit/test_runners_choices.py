@@ -34,6 +34,18 @@ def test_told_back_beside_what_was_there():
     assert remembered() == {"plain": 11.0, "compiled": 20.0}
 
 
+def test_verdicts_stay_until_others_come_and_are_no_rates():
+    def wrong(dtype="float32"):
+        return choices.known_wrong(CONFIG, dtype, CPU)
+
+    assert wrong() == set()
+    choices.remember_verdicts(CONFIG, "float32", CPU, {"native": False, "compiled": False, "plain": True})
+    remember({"plain": 10.0})
+    assert (wrong(), wrong("bfloat16"), remembered()) == ({"native", "compiled"}, set(), {"plain": 10.0})
+    choices.remember_verdicts(CONFIG, "float32", CPU, {"native": True})
+    assert wrong() == {"compiled"}
+
+
 def test_another_question_has_another_answer(monkeypatch):
     remember({"plain": 10.0})
     assert remembered(dtype="bfloat16") == {}

@@ -161,12 +161,12 @@ def test_slots_that_do_not_fit_say_how_many_would(monkeypatch):
 def test_weights_that_do_not_fit_say_which_width_would(monkeypatch):
     config = SIZES["gpt2"].config
     monkeypatch.setattr(machine, "available_memory", lambda device="cpu": 260 * 10**6)
-    said = choose._what_fits(config, "float32", 1, CPU)
+    said = choose._what_fits(config, "float32", 1, CPU, "plain")
     assert "0.5 GB of float32 weights" in said
     assert "dtype int8 would fit" in said
     assert "0.3 GB that cpu has" in said
     monkeypatch.setattr(machine, "available_memory", lambda device="cpu": 10**6)
-    assert "a smaller model would fit" in choose._what_fits(config, "float32", 1, CPU)
+    assert "a smaller model would fit" in choose._what_fits(config, "float32", 1, CPU, "plain")
 
 
 @pytest.mark.parametrize(
@@ -204,3 +204,71 @@ def test_slots_worth_having_follow_the_memory(monkeypatch):
     # Nobody can tell: the bound alone.
     monkeypatch.setattr(machine, "available_memory", lambda device="cpu": 0)
     assert choose.fitting_slots(config, "float32") == 28
+
+
+def test_a_full_slot_of_aten_is_float32_wherever_native_could_run(monkeypatch):
+    config = SIZES["gpt2"].config
+    monkeypatch.setattr(native, "reason", lambda config, dtype: None)
+    assert choose.slot_bytes(config, "int8", "aten") == choose.slot_bytes(config, "float32")
+    assert choose.slot_bytes(config, "int8") == choose.slot_bytes(config, "int8", "native")
+
+
+@pytest.mark.parametrize(("dtype", "width"), [("float32", 4), ("bfloat16", 2)])
+def test_a_graph_holds_the_projections_twice(monkeypatch, dtype, width):
+    config = SIZES["gpt2"].config
+    weights, each = measure.weight_bytes(config, dtype), choose.slot_bytes(config, dtype)
+    copy = width * 12 * (768 * 2304 + 768 * 768 + 2 * 768 * 3072)
+    monkeypatch.setattr(machine, "available_memory", lambda device="cpu": weights + copy + 2 * each)
+    choose._check_memory(config, dtype, 2, CUDA, "graph")
+    with pytest.raises(choose.OutOfMemory, match="2 at once would fit"):
+        choose._check_memory(config, dtype, 3, CUDA, "graph")
+    choose._check_memory(config, dtype, 3, CUDA, "plain")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_a_network_in_training_is_refused_whatever_would_run_it(dtype):
+    subject = model(dtype)
+    object.__setattr__(subject.config, "resid_pdrop", 0.1)
+    subject.network.train()
+    with pytest.raises(BadOption, match=r"in training mode and its dropout would act; call network\.eval"):
+        choose.runner(subject, 1)
+    subject.network.eval()
+    assert choose.runner(subject, 1).slots == 1
+
+
+def found_wrong(subject, *names):
+    choices.remember_verdicts(subject.config, subject.dtype, CPU, dict.fromkeys(names, False))
+
+
+@pytest.mark.parametrize(("dtype", "plainest"), [("float32", "plain"), ("int8", "aten")])
+def test_what_the_doctor_found_wrong_is_not_taken(monkeypatch, dtype, plainest):
+    monkeypatch.setattr(native, "reason", lambda config, dtype: None)
+    subject = model(dtype)
+    found_wrong(subject, "native")
+    found = choose.explain(subject)
+    assert (found[0].possible, found[0].wrong, found[0].chosen) == (True, True, False)
+    assert "gpt2 doctor` found that it computes wrongly" in found[0].why
+    assert chosen(found).name == plainest
+    assert choose.runner(subject, 1).name == plainest
+    choices.remember_verdicts(subject.config, dtype, CPU, {"native": True})
+    assert chosen(choose.explain(subject)).name == "native"
+
+
+def test_wishes_for_what_is_wrong_are_not_granted_and_it_is_said(monkeypatch, with_compiler):
+    monkeypatch.setattr(native, "reason", lambda config, dtype: None)
+    subject = model()
+    found_wrong(subject, "plain", "compiled")
+    assert chosen(choose.explain(subject, compile=False)).name == "native"
+    assert chosen(choose.explain(subject, compile=True)).name == "native"
+    monkeypatch.setattr(choose, "build", lambda name, *_: name)
+    with pytest.warns(Notice, match="--no-compile cannot be had here .*computes wrongly.*runs on native"):
+        assert choose.runner(subject, 1, compile=False) == "native"
+    with pytest.warns(Notice, match="--compile cannot be had here .*computes wrongly.*runs on native"):
+        assert choose.runner(subject, 1, compile=True) == "native"
+
+
+def test_where_all_are_wrong_the_plainest_runs_and_it_is_said(without_native, with_compiler):
+    subject = model()
+    found_wrong(subject, "plain", "compiled")
+    with pytest.warns(Notice, match="plain is used, though .*computes wrongly here, as every other runner"):
+        assert choose.runner(subject, 1).name == "plain"

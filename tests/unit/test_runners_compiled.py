@@ -64,6 +64,28 @@ def test_a_second_process_does_not_compile_and_a_damaged_file_is_made_again(
     assert not program.exists()
 
 
+@pytest.mark.parametrize("error", [RuntimeError("no zip"), OSError("no object"), KeyError("no entry"), SystemError()])
+def test_a_program_that_does_not_load_is_built_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    from gpt2.runners import compiled
+
+    monkeypatch.setenv("GPT2_CACHE", str(tmp_path))
+    made = network(n_layer=1)
+    file = tmp_path / "inductor" / f"block-{compiled._key(made.config, made.dtype)}.pt2"
+    file.parent.mkdir()
+    file.write_bytes(b"damaged")
+
+    def load(path: Path) -> str:
+        if path.read_bytes() == b"damaged":
+            raise error
+        return "a block"
+
+    monkeypatch.setattr(compiled, "_load", load)
+    monkeypatch.setattr(compiled, "_build", lambda config, dtype, path: path.write_bytes(b"whole"))
+    assert compiled.compiled_block(made) == "a block"
+
+
 def test_without_a_compiler_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GPT2_CACHE", str(tmp_path))
     monkeypatch.setenv("CXX", str(tmp_path / "no-such-compiler"))

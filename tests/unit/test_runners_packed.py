@@ -6,6 +6,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from gpt2.config import GPT2Config
 from gpt2.errors import BadCheckpoint, Notice
 from gpt2.runners import packed as room
 from gpt2.runners.calibrate import quantised
-from gpt2.runners.packed import Layout, fingerprint, is_cached, packed
+from gpt2.runners.packed import Layout, fingerprint, packed
 from gpt2.runners.quantise import Matrix
 from tests.layouts import TINY, hub_state, random_network, small_tokenizer, state_of, write_hub
 
@@ -77,15 +78,14 @@ def only(cache: Path) -> Path:
 def test_a_second_start_packs_nothing(cache: Path, folder: Path) -> None:
     first, second = Packing(), Packing()
     model = load(folder, dtype="int8")
-    assert not is_cached(model, first.layout)
     assert_equal(packed(model, first.layout), true())
     assert len(first.asked) == len(state_of(random_network()))
-    assert is_cached(model, first.layout)
     got = made(folder, second)
     assert_equal(got, true())
     assert second.asked == []
     assert all(tensor.data_ptr() % 64 == 0 for tensor in got.values())
-    assert only(cache).name == f"{fingerprint(model)}-test-1.safetensors"
+    assert only(cache).name.startswith(f"{fingerprint(model)}-test-1-")
+    assert room._OURS.fullmatch(only(cache).name)
 
 
 def test_a_second_start_does_not_touch_the_weights(cache: Path, folder: Path) -> None:
@@ -286,16 +286,86 @@ def test_the_folder_is_kept_small_and_the_oldest_goes_first(
 ) -> None:
     made(folder)
     size = only(cache).stat().st_size
+    others = {name: cache / f"{name * 16}-{'0' * 16}-x.safetensors" for name in "abc"}
     for age, name in ((50, "b"), (100, "a"), (10, "c")):
-        (cache / f"{name}-0-x.safetensors").write_bytes(bytes(size))
-        os.utime(cache / f"{name}-0-x.safetensors", (1e9 - age, 1e9 - age))
-    (cache / ".left.tmp").write_bytes(b"by a killed process")
-    os.utime(cache / ".left.tmp", (1e9, 1e9))
+        others[name].write_bytes(bytes(size))
+        os.utime(others[name], (1e9 - age, 1e9 - age))
+    left = cache / f"{room._TEMPORARY}left.tmp"
+    left.write_bytes(b"by a killed process")
+    os.utime(left, (1e9, 1e9))
     monkeypatch.setattr(room, "MOST_BYTES", 3 * size)
     write_directory(random_network(seed=1), small_tokenizer(), folder)
     made(folder)
-    assert sorted(file.name[0] for file in cache.iterdir() if file.name[1] == "-") == ["b", "c"]
+    assert [name for name, file in others.items() if file.exists()] == ["b", "c"]
     assert len(list(cache.iterdir())) == 3
+
+
+def test_files_of_others_are_left_alone(cache: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made(folder)
+    place = only(cache).name.split("-")[0]
+    names = ("notes.txt", ".draft.tmp", "model.safetensors", f"{place}-thesis.safetensors", "a-0-x.safetensors")
+    for name in names:
+        (cache / name).write_bytes(b"dear to somebody")
+        os.utime(cache / name, (1e9, 1e9))
+    monkeypatch.setattr(room, "MOST_BYTES", 0)
+    write_directory(random_network(seed=1), small_tokenizer(), folder)
+    made(folder)
+    assert len(list(cache.iterdir())) == 1 + len(names)
+    assert all((cache / name).exists() for name in names)
+
+
+@pytest.mark.parametrize("size", [8, 64, 512, 4096])
+def test_blocks_that_changed_places_are_noticed(cache: Path, folder: Path, size: int) -> None:
+    made(folder)
+    file = only(cache)
+    data = bytearray(file.read_bytes())
+    first, second = len(data) // 16 * 8, len(data) // 16 * 8 + 4 * size
+    one, other = data[first : first + size], data[second : second + size]
+    assert one != other
+    data[first : first + size], data[second : second + size] = other, one
+    file.write_bytes(data)
+    packing = Packing()
+    assert_equal(made(folder, packing), true())
+    assert packing.asked
+
+
+def test_the_sums_are_those_of_the_words_and_their_places() -> None:
+    random = torch.Generator().manual_seed(0)
+    data = torch.randint(256, (8 * (room._ROWS * room._COLUMNS + 3 * room._COLUMNS + 5) + 3,), generator=random)
+    plain, weighted = room._sums(data.to(torch.uint8), 7)
+    filled = bytes(data.tolist()) + bytes(5)
+    words = [int.from_bytes(filled[at : at + 8], "little") for at in range(0, len(filled), 8)]
+    assert (plain - sum(words)) % 2**64 == 0
+    assert (weighted - sum(place * word for place, word in enumerate(words, 7))) % 2**64 == 0
+
+
+def test_other_code_that_packs_makes_another_file(
+    cache: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "code.py").write_text("def pack(name, found):\n    yield 'old', found\n")
+    for name in ("old", "new"):
+        source = (tmp_path / "code.py").read_text().replace("old", name)
+        (tmp_path / "code.py").write_text(source)
+        scope: dict[str, Any] = {}
+        exec(compile(source, str(tmp_path / "code.py"), "exec"), scope)
+        assert list(packed(load(folder, dtype="bfloat16"), Layout("code-1", scope["pack"]))) == [name]
+
+
+def test_bfloat16_is_packed_once_and_its_network_never_made(cache: Path, folder: Path) -> None:
+    from gpt2.runners import choose
+
+    first, second = Packing(), Packing()
+    network = load(folder, dtype="bfloat16").network
+    wanted = {name: tensor.bfloat16() for name, tensor in state_of(random_network()).items()}
+    for packing in (first, second):
+        model = load(folder, dtype="bfloat16")
+        assert_equal(packed(model, packing.layout), wanted)
+        assert choose.device_of(model).type == "cpu"
+        assert not model.opened
+    assert first.asked
+    assert second.asked == []
+    in_memory = packed(LanguageModel(network, small_tokenizer()), Packing().layout)
+    assert_equal(in_memory, wanted)
 
 
 @pytest.mark.parametrize("shape", [(), (0,), (1,), (3, 5), (7, 9, 11)])

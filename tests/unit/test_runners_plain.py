@@ -1,6 +1,8 @@
 """`PlainRunner`: what the protocol promises, held to the network itself."""
 
 import math
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -112,3 +114,57 @@ def test_bfloat16() -> None:
     logits = runner.read([Feed(0, IDS[:3]), Feed(1, IDS[:1])])
     assert logits.dtype == torch.float32
     assert logits.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("feeds", "message"),
+    [
+        ([Feed(3, [1])], "no slot 3"),
+        ([Feed(-1, [1])], "no slot -1"),
+        ([Feed(0, [1]), Feed(0, [2])], "fed twice"),
+        ([Feed(0, [], 0)], "fed 0 ids"),
+        ([Feed(0, [1], 2)], "2 rows of logits"),
+        ([Feed(0, [1, 2], -1)], "-1 rows of logits"),
+    ],
+)
+def test_feeds_that_make_no_sense_are_refused_before_anything_is_read(feeds: list[Feed], message: str) -> None:
+    runner = PlainRunner(network(), 3)
+    with pytest.raises(BadOption, match=message):
+        runner.read([Feed(1, [1, 2]), *feeds])
+    assert runner.length(1) == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="left out: this system does not fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_processes_that_fork_have_each_their_own_keys_and_values() -> None:
+    """Enough slots for memory that is mapped; parent and child then read different texts into the same slot."""
+    made = network(n_positions=512)
+    runner, ready, go = PlainRunner(made, 16), os.pipe(), os.pipe()
+    texts = [[1, 2, 3], [40, 50, 60]]
+    whole = []
+    for text in texts:
+        fresh = PlainRunner(made, 1)
+        fresh.read([Feed(0, text)])
+        whole.append(fresh.read([Feed(0, [7])]))
+    child = os.fork()
+    if not child:
+        fine = False
+        try:
+            signal.alarm(60)
+            torch.set_num_threads(1)  # the others did not come along
+            os.read(go[0], 1)
+            runner.read([Feed(0, texts[1])])
+            os.write(ready[1], b"x")
+            os.read(go[0], 1)
+            fine = torch.allclose(runner.read([Feed(0, [7])]), whole[1], atol=1e-5)
+        finally:
+            os._exit(0 if fine else 1)
+    os.close(ready[1])
+    runner.read([Feed(0, texts[0])])
+    os.write(go[1], b"x")
+    os.read(ready[0], 1)
+    torch.testing.assert_close(runner.read([Feed(0, [7])]), whole[0])
+    os.write(go[1], b"x")
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    for end in (ready[0], *go):
+        os.close(end)

@@ -65,7 +65,7 @@ def machine(monkeypatch):
     """Sets how much memory the machine has, in bytes."""
 
     def has(size):
-        monkeypatch.setattr("gpt2.training.memory._memory", lambda _: size)
+        monkeypatch.setattr("gpt2.training.memory.total_memory", lambda _: size)
 
     return has
 
