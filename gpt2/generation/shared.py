@@ -28,7 +28,8 @@ def engine_of(model: "LanguageModel | Engine") -> Engine:
             engine = _known(model, stamp)
             if engine is None:
                 engine = Engine(model)
-                model.memo["engine"] = stamp, engine
+                # Only now: a runner may have opened the network.
+                model.memo["engine"] = _stamp(model), engine
     return engine
 
 
@@ -39,8 +40,10 @@ def _known(model: "LanguageModel", stamp: object) -> Engine | None:
 
 def _stamp(model: "LanguageModel") -> object:
     """What changes with the network's weights."""
-    if model.path is not None and model.dtype in ("int8", "int4"):
-        return model.dtype  # packed from the files; the network need never be opened
+    if model.dtype in ("int8", "int4") and model.path is not None:
+        return model.dtype  # packed from the files, whatever becomes of the network
+    if model.weights is not None and not model.opened:
+        return model.dtype
     network = model.network
     weights = tuple((each.data_ptr(), 0 if each.is_inference() else each._version) for each in network.parameters())
     return id(network), network.training, model.dtype, network.device, weights
