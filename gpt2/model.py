@@ -32,6 +32,12 @@ def activation(name: str, x: Tensor) -> Tensor:
     raise ValueError(name)
 
 
+def attention_scale(config: GPT2Config, layer: int) -> float:
+    """What products of queries and keys are multiplied with: 1/√D, but for files that say otherwise."""
+    scale = 1 / math.sqrt(config.head_dim) if config.scale_attn_weights else 1.0
+    return scale / (layer + 1) if config.scale_attn_by_inverse_layer_idx else scale
+
+
 class Projection(nn.Module):
     """y = x W + b, with W stored (in, out) as OpenAI's code has it (`nn.Linear` stores the transpose)."""
 
@@ -52,9 +58,7 @@ class Attention(nn.Module):
         self.config, self.layer = config, layer
         self.c_attn = Projection(config.n_embd, 3 * config.n_embd)
         self.c_proj = Projection(config.n_embd, config.n_embd)
-        self.scale = 1 / math.sqrt(config.head_dim) if config.scale_attn_weights else 1.0
-        if config.scale_attn_by_inverse_layer_idx:
-            self.scale /= layer + 1
+        self.scale = attention_scale(config, layer)
 
     def forward(self, x_BTC: Tensor, cache: KVCache | None, mask_BTS: Tensor | None) -> Tensor:
         config = self.config

@@ -18,7 +18,6 @@ from torch import Tensor
 from gpt2.config import GPT2Config
 from gpt2.errors import Error
 from gpt2.runners.measure import some_ids
-from gpt2.runners.plain import PlainRunner
 from gpt2.runners.runner import Feed, Runner
 
 _SHORT = 12
@@ -90,11 +89,6 @@ def figures(runner: Runner) -> list[Place]:
             largest = round(float(logits_NV[position].abs().max()), 3)
             found.append(Place(name, position, tuple(chosen), values, largest))
     return found
-
-
-def reference(runner: PlainRunner, stored: Path | None) -> list[Place]:
-    """The stored figures; where there are none, what plain PyTorch says on the CPU in float32."""
-    return read_figures(stored) if stored is not None else figures(runner)
 
 
 def allowed(dtype: str, places: Sequence[Place]) -> float:

@@ -118,8 +118,9 @@ class Rows:
         self.runner, self.proposer = runner, proposer
         self.statistics = Statistics()
         self._vocabulary, self._window = vocabulary, runner.config.n_positions
-        if isinstance(runner, Drawer):
-            runner.drawable = vocabulary
+        self._drawer = runner if isinstance(runner, Drawer) else None
+        if self._drawer is not None:
+            self._drawer.drawable = vocabulary
         self._slots = Slots(slots)
         self._rows: list[_Row] = []  # in the order in which they came
         self._keys = count()
@@ -188,13 +189,13 @@ class Rows:
         """Tokens for all rows at once from a runner that reads and draws in one go; none if this step is not for it."""
         requests = [row.request for row in fed]
         if (
-            not isinstance(self.runner, Drawer)
+            self._drawer is None
             or any(len(feed.ids) > 1 or not feed.logits for feed in feeds)
             or any(row.source for row in self._rows)  # it would want logits
             or not all(request.is_plain for request in requests)
         ):
             return []
-        ids = self.runner.draw(
+        ids = self._drawer.draw(
             [feed.slot for feed in feeds],
             [feed.ids[0] for feed in feeds],
             [request.seed for request in requests],

@@ -38,6 +38,7 @@ from torch import Tensor
 
 from gpt2.errors import BadOption, Error
 from gpt2.generation.options import SamplingOptions
+from gpt2.runners.noise import FACTORS, STEP
 
 Histories = Sequence[Sequence[int]]
 Scores = NDArray[np.float32]
@@ -227,9 +228,9 @@ def gumbel_noise(seeds: Sequence[int], numbers: Sequence[int], ids_BK: Tensor) -
     return torch.from_numpy(_noise(_keys(seeds, numbers)[:, None], ids_BK.numpy()))
 
 
-# The hash is splitmix64's (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", 2014), twice.
-_STEP = np.uint64(0x9E3779B97F4A7C15)
-_FACTORS = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
+# The hash of `runners/noise.py`, which makes the same noise on a GPU.
+_STEP = np.uint64(STEP)
+_FACTORS = np.uint64(FACTORS[0]), np.uint64(FACTORS[1])
 
 
 def _keys(seeds: Sequence[int], numbers: Sequence[int]) -> Whole:

@@ -112,7 +112,7 @@ def _layout(dtype: str, kernel: bool) -> Layout:
             yield f"{stem}.q", q_KN.t()
         yield f"{stem}.scale", scale
 
-    return Layout(f"aten-{dtype}-{how}-3", pack)
+    return Layout(f"aten-{dtype}-{how}", pack)
 
 
 def _for_kernel(width: str, q_KN: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:

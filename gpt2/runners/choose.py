@@ -17,7 +17,7 @@ from gpt2.config import GPT2Config
 from gpt2.errors import BadOption, Notice, Unavailable
 from gpt2.runners import choices, machine
 from gpt2.runners.measure import weight_bytes
-from gpt2.runners.runner import Runner
+from gpt2.runners.runner import Runner, check_mode
 
 if TYPE_CHECKING:
     from gpt2.checkpoint import LanguageModel
@@ -63,8 +63,6 @@ def runner(model: "LanguageModel", slots: int, *, compile: bool | None = None, t
     if slots < 1:
         raise BadOption(f"slots is {slots}, but a runner has at least 1.")
     if model.weights is None:
-        from gpt2.runners.plain import check_mode
-
         check_mode(model.network)
     if threads is not None:
         torch.set_num_threads(threads)

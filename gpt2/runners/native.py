@@ -21,6 +21,7 @@ from gpt2.cache import zero_pages
 from gpt2.config import GPT2Config
 from gpt2.errors import BadOption, Unavailable
 from gpt2.files import cache_directory
+from gpt2.model import attention_scale
 from gpt2.runners import build
 from gpt2.runners.packed import Layout, packed
 from gpt2.runners.quantise import Matrix
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 _WIDTHS = ("float32", "bfloat16", "int8", "int4")  # numbered as in step.c
 _ACTIVATIONS = {"gelu_new": 0, "gelu_pytorch_tanh": 0, "gelu": 1, "relu": 2, "silu": 3, "swish": 3}
 _PANEL = 64
-_LAYOUT_VERSION = 1  # of the panels; files of another version are not read
 _MOST_TOKENS = 512  # of one call: its memory is about 35 kB a token at 124M
 
 # How often a waiting thread looks before it sleeps: a few microseconds between matrices, and what sampling takes
@@ -165,11 +165,7 @@ class NativeRunner:
             )  # fmt: skip
 
         for number in range(config.n_layer):
-            h, scale = f"h.{number}", 1.0
-            if config.scale_attn_weights:
-                scale /= config.head_dim**0.5
-            if config.scale_attn_by_inverse_layer_idx:
-                scale /= number + 1
+            h, scale = f"h.{number}", attention_scale(config, number)
             self._layers[number] = _Layer(
                 at(f"{h}.ln_1.weight"), at(f"{h}.ln_1.bias"), at(f"{h}.ln_2.weight"), at(f"{h}.ln_2.bias"),
                 matrix(f"{h}.attn.c_attn", C, 3 * C), matrix(f"{h}.attn.c_proj", C, C),
@@ -247,7 +243,7 @@ def _layout(dtype: str) -> Layout:
         else:
             yield name, found.float().contiguous()
 
-    return Layout(f"native-{dtype}-{_LAYOUT_VERSION}", pack)
+    return Layout(f"native-{dtype}", pack)
 
 
 # Panels of 64 outputs, the last one filled with zeros; step.c says how each width lies in them.

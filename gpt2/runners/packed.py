@@ -26,8 +26,7 @@ from torch import Tensor
 from gpt2.checkpoint import LanguageModel
 from gpt2.errors import Notice
 from gpt2.files import cache_directory
-from gpt2.runners import quantise
-from gpt2.runners.calibrate import quantised
+from gpt2.runners import calibrate, quantise
 from gpt2.runners.quantise import Matrix
 
 
@@ -35,8 +34,8 @@ from gpt2.runners.quantise import Matrix
 class Layout:
     """How a runner wants weights to lie.
 
-    key: part of the file's name, such as "native-int8-1". It must change whenever `pack` does, unless the source file
-        that `pack` is written in changes too, which is noticed.
+    key: part of the file's name, such as "native-int8". It says everything that `pack` depends on beside its source
+        file, whose changes are noticed.
     pack: is given the name of one of the checkpoint's tensors (`h.0.attn.c_attn.weight`) and the tensor, bfloat16 in a
         bfloat16 model; or, in an int8 or int4 model, what `calibrate.quantised` makes of it. Gives the
         packed tensors that are made of it, each with a name of its own, on the CPU. It must not change or keep what
@@ -103,13 +102,13 @@ def packed(model: LanguageModel, layout: Layout) -> dict[str, Tensor]:
 def fingerprint(model: LanguageModel) -> str:
     """Names the files that a model was loaded from, as they were then; equal only if nothing about them changed.
 
-    The half before the dash names the place, the other half what lay there (and the arithmetic of `quantise.py`).
+    The half before the dash names the place, the other half what lay there (and the code that quantises it).
     Raises ValueError for a model that was made in memory.
     """
     if model.weights is None or model.path is None:
         raise ValueError("a model made in memory has no files")
     place = hashlib.sha256(os.fsencode(model.path.resolve())).hexdigest()[:16]
-    state = hashlib.sha256(f"{model.weights.stamp} {quantise.VERSION}".encode()).hexdigest()[:16]
+    state = hashlib.sha256(f"{model.weights.stamp} {_arithmetic()}".encode()).hexdigest()[:16]
     return f"{place}-{state}"
 
 
@@ -118,12 +117,19 @@ def _path(model: LanguageModel, layout: Layout) -> Path:
 
 
 def _code(layout: Layout) -> str:
-    """Names the source file that packs, so that a file of the cache holds what this very code would make."""
+    return _source(layout.pack.__code__.co_filename)
+
+
+def _arithmetic() -> str:
+    return " ".join(_source(module.__file__ or "") for module in (quantise, calibrate))
+
+
+def _source(file: str) -> str:
+    """Names a source file as it is, so that a file of the cache holds what this very code would make."""
     try:
-        source = Path(layout.pack.__code__.co_filename).read_bytes()
-    except (AttributeError, OSError):
+        return hashlib.sha256(Path(file).read_bytes()).hexdigest()[:8]
+    except OSError:  # a package in an archive does not change
         return "0"
-    return hashlib.sha256(source).hexdigest()[:8]
 
 
 def _in_memory(model: LanguageModel, tensors: Iterable[tuple[str, Tensor]], layout: Layout) -> dict[str, Tensor]:
@@ -137,7 +143,7 @@ def _in_memory(model: LanguageModel, tensors: Iterable[tuple[str, Tensor]], layo
 
 def _as_run(model: LanguageModel, tensors: Iterable[tuple[str, Tensor]]) -> Iterable[tuple[str, Tensor | Matrix]]:
     if model.dtype in ("int8", "int4"):
-        return quantised(tensors, model.config, model.dtype)
+        return calibrate.quantised(tensors, model.config, model.dtype)
     # All of them, as the network of such a model has them.
     return ((name, tensor.bfloat16() if model.dtype == "bfloat16" else tensor) for name, tensor in tensors)
 

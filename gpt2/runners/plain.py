@@ -10,16 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpt2.errors import BadOption
 from gpt2.model import GPT2
-from gpt2.runners.runner import Feed, check_fed, check_held
-
-
-def check_mode(network: GPT2) -> None:
-    """Raises BadOption for a network in training mode whose dropout would act."""
-    config = network.config
-    if network.training and max(config.embd_pdrop, config.attn_pdrop, config.resid_pdrop) > 0:
-        raise BadOption("The network is in training mode and its dropout would act; call network.eval() first.")
+from gpt2.runners.runner import Feed, check_fed, check_held, check_mode
 
 
 class PlainRunner:

@@ -14,9 +14,6 @@ from torch import Tensor
 
 from gpt2.errors import BadOption
 
-VERSION = 3
-"""Changes with every result of this file, so that weights that were packed before are packed again."""
-
 GROUP = 32
 
 # A group's largest weight w is tried as each of these whole and half numbers: the scale is w / number. Beyond the

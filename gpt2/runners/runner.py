@@ -16,6 +16,8 @@ from gpt2.errors import BadOption, BadPrompt, ContextOverflow
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from gpt2.model import GPT2
+
 
 @dataclass(frozen=True, slots=True)
 class Feed:
@@ -61,6 +63,13 @@ class Runner(Protocol):
         BadOption for feeds that make no sense, all before anything is read. Logits that are not finite are returned as
         they are.
         """
+
+
+def check_mode(network: GPT2) -> None:
+    """Raises BadOption for a network in training mode whose dropout would act."""
+    config = network.config
+    if network.training and max(config.embd_pdrop, config.attn_pdrop, config.resid_pdrop) > 0:
+        raise BadOption("The network is in training mode and its dropout would act; call network.eval() first.")
 
 
 def check_fed(config: GPT2Config, lengths: Sequence[int], feeds: Sequence[Feed]) -> None:

@@ -16,9 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpt2.config import GPT2Config
-from gpt2.errors import BadOption
 from gpt2.model import GPT2, Block, Projection, activation
-from gpt2.runners.runner import Feed, check_fed, check_held
+from gpt2.runners.runner import Feed, check_fed, check_held, check_mode
 
 # New prompts whose lengths differ by less are read together, padded; what is read behind a row's end is never seen.
 _PADDING = 16
@@ -189,8 +188,7 @@ class StaticSlots:
 
     def __init__(self, network: GPT2, slots: int, *, copy: bool = False) -> None:
         config = network.config
-        if network.training and max(config.embd_pdrop, config.attn_pdrop, config.resid_pdrop) > 0:
-            raise BadOption("The network is in training mode and its dropout would act; call network.eval() first.")
+        check_mode(network)
         self.config, self.slots, self.network, self.device = config, slots, network, network.device
         self.dtype = str(network.dtype).removeprefix("torch.")
         self.layers = layers_of(network, copy)
