@@ -7,14 +7,17 @@ shared data, the published files and two more programs that read them (`tokenize
 
 import hashlib
 import itertools
+import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import tiktoken
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gpt2.tokenizer import Tokenizer, write_tokenizer
+from gpt2.tokenizer import Tokenizer, learn, write_tokenizer
 
 PUBLISHED = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 
@@ -136,12 +139,82 @@ def test_long_run_of_spaces_is_cut_without_changing_a_word(theirs: tiktoken.Enco
         assert ours.encode(text) == theirs.encode_ordinary(text)
 
 
+@pytest.fixture(scope="module")
+def fast() -> Any:
+    pytest.importorskip("fastokens", reason="left out: it needs the extra `fast`")
+    from gpt2.tokenizer.fast import FastEncoder
+
+    return FastEncoder(ours)
+
+
+class TestFastEncoder:
+    """The extra `fast` is held to the same law, for GPT-2's vocabulary and for others."""
+
+    @settings(deadline=None, max_examples=300)
+    @given(texts=st.lists(TEXTS, max_size=4))
+    @example(texts=["", "<|endoftext|>", "", "'S'Ll"])
+    def test_any_texts(self, fast, texts: list[str]) -> None:
+        assert [ids.tolist() for ids in fast.encode_batch(texts)] == [ours.encode(text) for text in texts]
+
+    def test_every_character(self, fast) -> None:
+        texts = [*LANGUAGES, *_around_every_character(2)]  # all of them were equal with fastokens 0.3.5
+        for text, ids in zip(texts, fast.encode_batch(texts), strict=True):
+            assert ids.tolist() == ours.encode(text)
+
+    @pytest.mark.parametrize("unit", ["a", " ", "\n", "é", "7", "!", "\t ", "ab ", "👍", "'", "\u3000"])
+    def test_long_runs(self, fast, unit: str) -> None:
+        # Around every size at which a program may cut a text into pieces.
+        sizes = [1, 63, 64, 65, 1023, 1024, 1025, 4096, 4097, 16385, 65537]
+        texts = ["word " + unit * (size // len(unit)) + end for size in sizes for end in ("", "x", " y", "\n")]
+        for text, ids in zip(texts, fast.encode_batch(texts), strict=True):
+            assert np.array_equal(ids, ours.encode_array(text))
+
+    def test_a_document_does_not_depend_on_those_before_it(self, fast) -> None:
+        # A program that keeps what it cut before must look one character further than where two texts part.
+        start = "".join(f"word {number}, " for number in range(1000))
+        spaces = " " * 700
+        ends = ["x", " ", "\n", "\tx", "y", "", "'s", "1", " y"]
+        expected = {end: ours.encode(start + spaces + end) for end in ends}
+        for before, end in itertools.product(ends, ends):
+            fast.encode_batch([start + spaces + before])
+            assert fast.encode_batch([start + spaces + end])[0].tolist() == expected[end]
+
+    def test_real_text(self, fast, shared: Path) -> None:
+        texts = _texts(shared)
+        with pyarrow_stream(shared / "data/corpus/valid.jsonl.zst") as stream:
+            texts += [json.loads(line)["text"] for line in stream.read().splitlines()]
+        assert sum(map(len, texts)) > 3_000_000
+        for text, ids in zip(texts, fast.encode_batch(texts), strict=True):
+            assert np.array_equal(ids, ours.encode_array(text))
+
+    @pytest.mark.parametrize("vocab_size", [257, 300, 3000])
+    def test_learnt_vocabularies(self, shared: Path, vocab_size: int) -> None:
+        pytest.importorskip("fastokens", reason="left out: it needs the extra `fast`")
+        from gpt2.tokenizer.fast import FastEncoder
+
+        texts = [text[:30_000] for text in _texts(shared)]
+        learnt = learn(texts, vocab_size)
+        encoder = FastEncoder(learnt)
+        for text, ids in zip(texts + LANGUAGES, encoder.encode_batch(texts + LANGUAGES), strict=True):
+            assert ids.tolist() == learnt.encode(text)
+
+        @settings(deadline=None, max_examples=50)
+        @given(text=TEXTS)
+        def any_text(text: str) -> None:
+            assert encoder.encode_batch([text])[0].tolist() == learnt.encode(text)
+
+        any_text()
+
+
+def pyarrow_stream(path: Path) -> Any:
+    pyarrow = pytest.importorskip("pyarrow", reason="left out: it reads compressed data with pyarrow")
+    return pyarrow.input_stream(str(path), compression="zstd")
+
+
 class TestWithPublishedFiles:
     """The vocabulary as published, read by programs that share nothing with ours."""
 
     def test_tiktoken_from_published_ranks(self, shared: Path) -> None:
-        import json
-
         from transformers.convert_slow_tokenizer import bytes_to_unicode
 
         to_byte = {character: byte for byte, character in bytes_to_unicode().items()}

@@ -1,0 +1,195 @@
+"""`gpt2 corpus`: `build` makes a folder of token shards from documents, `check` reads one through."""
+
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from gpt2.cli.common import Json, print_json
+
+if TYPE_CHECKING:
+    from rich.progress import TaskID
+
+app = typer.Typer(
+    help="Build a corpus: documents, clean and without duplicates, as token shards.", no_args_is_help=True
+)
+
+
+@app.callback()
+def _group() -> None:
+    pass
+
+
+@app.command("build")
+def build(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            help="Folders, files or globs of .txt, .md, .jsonl, .parquet, .html, .warc (also .gz, .zst), or owner/name "
+            "of a data set on the hub, which is streamed.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Corpus folder to make, or to go on with.", show_default=False)],
+    text_field: Annotated[str, typer.Option(help="Field of the text in .jsonl, .parquet and data sets.")] = "text",
+    url_field: Annotated[str, typer.Option(help="Field of the address in them.")] = "url",
+    separator: Annotated[
+        str | None, typer.Option(help="Text at which text files are cut into documents.", show_default=False)
+    ] = None,
+    invalid: Annotated[
+        Literal["replace", "refuse"],
+        typer.Option(help="Bytes that are no UTF-8: replaced by U+FFFD and counted, or an error."),
+    ] = "replace",
+    broken: Annotated[
+        Literal["skip", "refuse"],
+        typer.Option(help="Lines and files that cannot be read: left out and counted, or an error."),
+    ] = "skip",
+    extractor: Annotated[
+        Literal["cascade", "resiliparse", "trafilatura"], typer.Option(help="What takes the text out of pages.")
+    ] = "cascade",
+    links: Annotated[
+        Path | None, typer.Option(help="Keep only pages that this list (.jsonl) links to.", show_default=False)
+    ] = None,
+    min_score: Annotated[float, typer.Option(help="Least score of a link that counts.")] = 3,
+    wikipedia: Annotated[bool, typer.Option(help="Keep pages of Wikipedia; the paper removed them.")] = True,
+    min_characters: Annotated[int, typer.Option(min=0, help="Least characters of a document.")] = 1,
+    max_characters: Annotated[
+        int | None, typer.Option(min=1, help="Most characters of a document.", show_default=False)
+    ] = None,
+    language: Annotated[
+        str | None, typer.Option(help="Keep documents in this language alone, such as en.", show_default=False)
+    ] = None,
+    quality: Annotated[
+        Literal["none", "gopher", "fineweb"], typer.Option(help="Rules of quality that a document must keep.")
+    ] = "none",
+    exact: Annotated[bool, typer.Option(help="Drop documents whose text was met before.")] = True,
+    near: Annotated[bool, typer.Option(help="Drop documents that are nearly one met before (MinHash).")] = True,
+    threshold: Annotated[
+        float, typer.Option(help="Share of runs of three words in common from which on two are nearly the same.")
+    ] = 0.5,
+    validation: Annotated[float, typer.Option(help="Share of documents held out, by the hash of their text.")] = 0.005,
+    tokenizer: Annotated[str, typer.Option(help="gpt2, or a folder with a vocabulary.")] = "gpt2",
+    vocab_size: Annotated[
+        int | None,
+        typer.Option(help="Learn a vocabulary of this size from the training documents.", show_default=False),
+    ] = None,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="Tokenise by the faster exact library of the extra fast.")
+    ] = False,
+    engine: Annotated[
+        Literal["local", "ray"],
+        typer.Option(help="Processes of this machine, or Ray: here, or on the cluster of RAY_ADDRESS."),
+    ] = "local",
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes.", show_default="one for each core; 1 without the extra corpus")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Build a corpus: documents in, token shards out, which `gpt2 train` reads.
+
+    Text is taken out of pages, filters and duplicates are counted and dropped, some documents are held out by hash, the
+    rest becomes tokens. A build that was stopped goes on where it was when the same command is given again. The number
+    of workers and the engine change nothing in the files. What came in, was dropped and went out is in corpus.md.
+    """
+    from gpt2 import corpus
+    from gpt2.corpus.filters import FilterOptions
+
+    options = corpus.CorpusOptions(
+        read=corpus.ReadOptions(text_field, url_field, separator, invalid, broken),
+        extractor=extractor,
+        filters=FilterOptions(
+            links=links,
+            min_score=min_score,
+            wikipedia=wikipedia,
+            min_characters=min_characters,
+            max_characters=max_characters,
+            language=language,
+            quality=quality,
+        ),
+        exact=exact,
+        near=near,
+        threshold=threshold,
+        validation=validation,
+        tokenizer=tokenizer,
+        vocab_size=vocab_size,
+    )
+    with _Watcher() as watcher:
+        report = corpus.build(sources, out, options, engine=engine, workers=workers, fast=fast, watcher=watcher)
+    if as_json:
+        print_json({"corpus": str(out), **report})
+    else:
+        from gpt2.corpus.report import as_text
+
+        print(as_text(report))
+        print(f"Train on it: gpt2 train {out}")
+
+
+@app.command("check")
+def check(
+    folder: Annotated[Path, typer.Argument(help="Corpus folder.", show_default=False)],
+    as_json: Json = False,
+) -> None:
+    """Read every block of a corpus and compare it with its checksum; say what is in it. Exit code 1: damaged."""
+    from gpt2 import corpus
+    from gpt2.corpus.report import size
+
+    found = corpus.check(folder)
+    if as_json:
+        print_json({name: value for name, value in found.items() if name != "report"})
+    else:
+        tokenizer = found["tokenizer"]
+        print(f"{folder}: vocabulary of {tokenizer['vocab_size']:,} tokens, {tokenizer['fingerprint'][:12]}")
+        for name, split in found["splits"].items():
+            print(
+                f"{name}: {split['documents']:,} documents, {split['tokens']:,} tokens, "
+                f"{size(split['text_bytes'])} of text, {split['shards']} shards"
+            )
+        for sentence in found["damage"]:
+            print(f"damaged: {sentence}")
+        print("damaged" if found["damage"] else "whole")
+    if found["damage"]:
+        raise typer.Exit(1)
+
+
+class _Watcher:
+    """Progress on stderr: a bar with the time left where there is a terminal; notes always."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+        from rich.progress import TransferSpeedColumn as SpeedColumn
+
+        self._console = Console(file=sys.stderr, highlight=False)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            SpeedColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> "_Watcher":
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def stage(self, name: str, total: int) -> None:
+        if self._task is not None:
+            self._bar.stop_task(self._task)
+        self._task = self._bar.add_task(name, total=total or None)
+
+    def progress(self, done: int) -> None:
+        if self._task is not None:
+            self._bar.update(self._task, completed=done)
+
+    def note(self, text: str) -> None:
+        self._console.print(text, markup=False, soft_wrap=True)

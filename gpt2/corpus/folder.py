@@ -1,0 +1,178 @@
+"""The corpus folder: whose it is while it is built, what it was begun with, and whether it is still what was written.
+
+    train-00000.safetensors, ..., validation-00000.safetensors, ...     token shards
+    tokenizer.json, vocab.json, merges.txt, tokenizer_config.json      their vocabulary
+    corpus.json, corpus.md                                             what came in, was dropped, went out
+    lock, building/                                                    while a build writes here
+
+A folder with corpus.json is finished. Nothing here knows how a corpus is made.
+"""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from gpt2.corpus.options import CorpusOptions
+from gpt2.corpus.report import OUT
+from gpt2.corpus.sources import Source
+from gpt2.errors import BadData, BadOption, BadTokenizer, Busy
+from gpt2.files import write_atomically
+from gpt2.tokenizer import Tokenizer, read_tokenizer
+
+FORMAT = "gpt2-corpus 1"
+# Settings that tell of the input, which nobody wants to read in a message.
+_INPUT = ("sources", "files", "source_bytes", "source_digest")
+
+
+def settings_of(
+    given: Sequence[str], sources: Sequence[Source], options: CorpusOptions, tokenizer: Tokenizer | None
+) -> dict[str, Any]:
+    """What two runs must have in common to work on one folder."""
+    digest = hashlib.sha256()
+    for source in sources:
+        changed = 0 if source.kind == "hub" else Path(source.where).stat().st_mtime_ns
+        digest.update(json.dumps([source.name, source.kind, source.bytes, changed]).encode())
+    if options.filters.links is not None:
+        digest.update(options.filters.links.read_bytes())
+    return {
+        **options.to_dict(),
+        "tokenizer": tokenizer.fingerprint() if tokenizer else None,
+        "sources": list(given),
+        "files": len(sources),
+        "source_bytes": sum(source.bytes for source in sources),
+        "source_digest": digest.hexdigest(),
+    }
+
+
+def check_folder(out: Path) -> None:
+    """Raises BadOption if something else is in the folder, or if it cannot be written."""
+    if out.exists() and not out.is_dir():
+        raise BadOption(f"{out} is a file; choose another --out.")
+    names = {path.name for path in out.iterdir()} if out.is_dir() else set()
+    if names - {"lock"} and not names & {"building", "corpus.json"}:
+        raise BadOption(f"{out} holds something else, such as {min(names - {'lock'})}; choose another --out.")
+    above = out.absolute()
+    while not above.exists():
+        above = above.parent
+    try:
+        tempfile.TemporaryDirectory(prefix=".gpt2-", dir=above).cleanup()
+    except OSError as error:
+        raise BadOption(f"{out} cannot be written: {above}: {error.strerror}. Choose another --out.") from None
+
+
+@contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Holds the folder, which is made, against other builds. Raises Busy if one has it."""
+    from filelock import FileLock, Timeout
+
+    out.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(out / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise Busy(f"Another process is building in {out}; wait for it, or choose another --out.") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def begun(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """The report of a corpus that is finished; else None, and the folder is ready for this build.
+
+    Raises BadOption if it was begun with other settings.
+    """
+    finished = stored(out)
+    path = out / "building" / "settings.json"
+    if finished is not None:
+        before = finished["settings"]
+    elif path.is_file():
+        before = json.loads(path.read_text(encoding="utf-8"))
+    else:
+        write_atomically(path, json.dumps(settings).encode())
+        return None
+    # As JSON has it: tuples are lists there.
+    now = json.loads(json.dumps(settings))
+    changed = [name for name in now if before.get(name) != now[name]]
+    if changed:
+        named = [
+            f"{name.replace('_', '-')} was {before.get(name)} and is {now[name]}"
+            for name in changed
+            if name not in _INPUT
+        ]
+        if len(named) < len(changed):
+            named.append("the sources are others, or have changed since")
+        raise BadOption(f"{out} was begun with other settings: {'; '.join(named)}. Choose another --out, or delete it.")
+    if finished is not None:
+        shutil.rmtree(out / "building", ignore_errors=True)
+    else:
+        # What a killed process left half-written.
+        for stale in (out / "building").rglob(".*.tmp"):
+            shutil.rmtree(stale, ignore_errors=True)
+    return finished
+
+
+def stored(out: Path) -> dict[str, Any] | None:
+    """What corpus.json says; None without one. Raises BadData for a damaged one."""
+    path = out / "corpus.json"
+    if not path.is_file():
+        return None
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+        known = report["format"] == FORMAT
+    except (ValueError, KeyError, TypeError):
+        known = False
+    if not known:
+        raise BadData(f"{path} is damaged, or of another program or version: its format is not {FORMAT!r}.")
+    return dict(report)
+
+
+def check(folder: Path) -> dict[str, Any]:
+    """Reads every block of a corpus folder; returns what is in it.
+
+    `splits`: for train and validation shards, documents, tokens and bytes of text; `damage`: a sentence for whatever is
+    not what was written. Raises BadData if there is no corpus.
+    """
+    from gpt2.shards import open_shards
+
+    report = stored(folder)
+    if report is None:
+        begun = " It was begun and not finished: run its `gpt2 corpus build` again." * (folder / "building").is_dir()
+        raise BadData(f"{folder} is no finished corpus: it has no corpus.json.{begun}")
+    damage: list[str] = []
+    splits: dict[str, Any] = {}
+    try:
+        tokenizer = read_tokenizer(folder)
+        if tokenizer.fingerprint() != report["tokenizer"]["fingerprint"]:
+            damage.append(f"{folder}: its tokenizer is not the one that it was built with.")
+        for split in OUT:
+            if report["shards"][split]:
+                shards = open_shards(folder, split)
+                shards.check_tokenizer(tokenizer)
+                damage += shards.damage()
+                splits[split] = {
+                    "shards": len(shards.paths),
+                    "documents": shards.document_count,
+                    "tokens": len(shards),
+                    "text_bytes": shards.text_bytes,
+                }
+    except (BadData, BadTokenizer) as error:
+        damage.append(str(error))
+    else:
+        total = sum(split["tokens"] for split in splits.values())
+        if total != report["total"]["tokens"]:
+            damage.append(
+                f"{folder}: its shards hold {total:,} tokens, and corpus.json says {report['total']['tokens']:,}."
+            )
+    return {
+        "folder": str(folder),
+        "tokenizer": report["tokenizer"],
+        "splits": splits,
+        "damage": damage,
+        "report": report,
+    }

@@ -1,0 +1,128 @@
+"""`gpt2 corpus build` and `gpt2 corpus check`: what they print, and what they say about mistakes."""
+
+import json
+
+import pytest
+
+from gpt2.corpus import CorpusOptions
+from gpt2.tokenizer import write_tokenizer
+from tests.helpers import byte_tokenizer
+
+
+@pytest.fixture
+def sources(tmp_path):
+    made = tmp_path / "sources"
+    made.mkdir()
+    lines = [json.dumps({"text": f"Document {number} tells of {number * number}."}) for number in range(100)]
+    (made / "a.jsonl").write_text("\n".join(lines))
+    (made / "b.txt").write_text("A text of its own.")
+    write_tokenizer(byte_tokenizer(), tmp_path / "bytes")
+    return made
+
+
+@pytest.fixture
+def build(gpt2, sources, tmp_path):
+    def call(*arguments: str, out: str = "out"):
+        flags = ["--no-near", "--workers", "1", "--tokenizer", tmp_path / "bytes"]
+        return gpt2("corpus", "build", sources, "--out", tmp_path / out, *flags, *arguments)
+
+    return call
+
+
+def test_build_prints_the_table_that_it_stores(build, tmp_path):
+    answer = build()
+    assert answer.code == 0
+    assert (tmp_path / "out" / "corpus.md").read_text() in answer.out
+    assert "| came in " in answer.out
+    assert f"gpt2 train {tmp_path / 'out'}" in answer.out
+    # No bar where there is no terminal.
+    assert answer.err == ""
+
+
+def test_build_prints_one_document_for_machines(build, tmp_path):
+    answer = build("--json", "--validation", "0.2", "--min-characters", "20")
+    assert answer.json["total"]["documents"] == 101 - answer.json["steps"][1]["documents"]
+    assert answer.json["settings"]["validation"] == 0.2
+    assert answer.json["steps"][0]["step"] == "in"
+    assert json.loads((tmp_path / "out" / "corpus.json").read_text()) == {
+        name: value for name, value in answer.json.items() if name != "corpus"
+    }
+
+
+def test_every_switch_reaches_the_options(build):
+    settings = build(
+        *("--json", "--text-field", "text", "--url-field", "link", "--separator", "***", "--invalid", "refuse"),
+        *("--broken", "refuse", "--extractor", "resiliparse", "--no-wikipedia", "--max-characters", "90", "--no-exact"),
+        *("--threshold", "0.9"),
+    ).json["settings"]
+    wanted = {
+        **{"text_field": "text", "url_field": "link", "separator": "***", "invalid": "refuse", "broken": "refuse"},
+        **{"extractor": "resiliparse", "wikipedia": False, "max_characters": 90, "exact": False, "near": False},
+        "threshold": 0.9,
+    }
+    assert {name: settings[name] for name in wanted} == wanted
+
+
+def test_the_commands_defaults_are_the_options_defaults(gpt2, sources, tmp_path):
+    answer = gpt2("corpus", "build", sources, "--out", tmp_path / "out", "--no-near", "--workers", "1", "--json")
+    defaults = CorpusOptions(near=False).to_dict()
+    del defaults["tokenizer"]
+    assert {name: answer.json["settings"][name] for name in defaults} == defaults
+
+
+def test_check_tells_what_is_in_it(build, gpt2, tmp_path):
+    build("--validation", "0.2")
+    answer = gpt2("corpus", "check", tmp_path / "out")
+    assert answer.code == 0
+    assert answer.out.splitlines()[-1] == "whole"
+    assert answer.out.splitlines()[1].startswith("train: ")
+    splits = gpt2("corpus", "check", tmp_path / "out", "--json").json["splits"]
+    assert sum(split["documents"] for split in splits.values()) == 101
+
+
+def test_check_names_damage_and_fails(build, gpt2, tmp_path):
+    build()
+    shard = tmp_path / "out" / "train-00000.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"\xff")
+    answer = gpt2("corpus", "check", tmp_path / "out")
+    assert answer.code == 1
+    assert "train-00000.safetensors" in answer.out
+    assert answer.out.splitlines()[-1] == "damaged"
+
+
+def test_a_second_run_says_that_it_is_finished(build):
+    build()
+    answer = build()
+    assert answer.code == 0
+    assert "finished already" in answer.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--workers", "0"], "workers"),
+        (["--engine", "spark"], "spark"),
+        (["--threshold", "2"], "threshold is 2.0"),
+        (["--vocab-size", "300"], "exclude each other"),
+        (["--links", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["--min-characters", "100000"], "Nothing is left of 101 documents"),
+    ],
+)
+def test_mistakes_are_one_line(build, arguments, said):
+    answer = build(*arguments)
+    assert answer.code == 2
+    assert said in answer.err
+    assert len(answer.err.splitlines()) == 1
+
+
+def test_sources_that_are_not_there_are_said(gpt2, tmp_path):
+    answer = gpt2("corpus", "build", tmp_path / "nowhere", "--out", tmp_path / "out", "--no-near")
+    assert answer.code == 2
+    assert "nowhere" in answer.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_is_no_corpus_is_said(gpt2, tmp_path):
+    answer = gpt2("corpus", "check", tmp_path)
+    assert answer.code == 2
+    assert "no corpus.json" in answer.err

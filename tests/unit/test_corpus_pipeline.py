@@ -1,0 +1,403 @@
+"""A corpus build from end to end: what comes out, that nothing but the input and the options decides it, and what
+happens when it is stopped, repeated, given nonsense or has no room.
+"""
+
+import gzip
+import importlib.util
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from filelock import FileLock
+
+from gpt2 import corpus
+from gpt2.corpus import CorpusOptions, engine, parts, stages
+from gpt2.corpus.filters import FilterOptions
+from gpt2.errors import BadData, BadOption, Busy, Notice, Unavailable
+from gpt2.shards import open_shards
+from gpt2.tokenizer import Tokenizer, write_tokenizer
+from gpt2.training.data import split
+from tests.helpers import byte_tokenizer
+
+PLAIN = CorpusOptions(near=False)
+needs_rensa = pytest.mark.skipif(
+    importlib.util.find_spec("rensa") is None, reason="left out: it needs the extra `corpus`"
+)
+needs_datatrove = pytest.mark.skipif(
+    importlib.util.find_spec("datatrove") is None, reason="left out: it needs the extra `corpus`"
+)
+
+
+def sentence(source: random.Random, words: int = 40) -> str:
+    return (
+        " ".join(source.choices(["the", "old", "house", "stood", "at", "end", "of", "a", "road", "é"], k=words)) + "."
+    )
+
+
+@pytest.fixture
+def documents() -> list[str]:
+    source = random.Random(1)
+    return [sentence(source, source.randint(5, 60)) for _ in range(400)]
+
+
+@pytest.fixture
+def folder(tmp_path, documents) -> Path:
+    """Eight files of fifty documents of two sets."""
+    made = tmp_path / "sources"
+    made.mkdir()
+    for number in range(8):
+        lines = [
+            json.dumps({"text": text, "set": "even" if place % 2 == 0 else "odd"})
+            for place, text in enumerate(documents[number * 50 : (number + 1) * 50])
+        ]
+        (made / f"{number}.jsonl").write_text("\n".join(lines) + "\n")
+    return made
+
+
+@pytest.fixture
+def small_parts(monkeypatch):
+    """A part for each file, so that few bytes are many tasks."""
+    monkeypatch.setattr(parts, "_PART_BYTES", 1)
+
+
+def texts(out: Path, name: str) -> list[str]:
+    """The documents of a split, read back from its shards."""
+    shards = open_shards(out, name)
+    ids = shards.read(0, len(shards))
+    starts = np.flatnonzero(ids == shards.end_of_text)
+    tokenizer = Tokenizer.gpt2()
+    return [tokenizer.decode(piece[1:]) for piece in np.split(ids, starts[1:])]
+
+
+def shard_bytes(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(out.iterdir()) if path.suffix == ".safetensors"}
+
+
+def test_the_documents_come_out_as_they_went_in_and_in_their_order(folder, documents, tmp_path):
+    report = corpus.build([str(folder)], tmp_path / "out", PLAIN, workers=1)
+    expected = split(documents, 0.005)
+    assert texts(tmp_path / "out", "train") == expected.training
+    assert texts(tmp_path / "out", "validation") == expected.validation
+    assert report["total"]["documents"] == 400
+    assert report["total"]["bytes"] == sum(len(text.encode()) for text in documents)
+    tokenizer = Tokenizer.gpt2()
+    assert report["total"]["tokens"] == sum(len(tokenizer.encode(text)) + 1 for text in documents)
+
+
+def test_a_finished_folder_holds_what_it_says_and_nothing_else(folder, tmp_path):
+    out = tmp_path / "out"
+    report = corpus.build([str(folder)], out, PLAIN, workers=1)
+    assert json.loads((out / "corpus.json").read_text()) == report
+    assert {path.name for path in out.iterdir()} - {"lock"} == {
+        *("corpus.json", "corpus.md", "tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json"),
+        *("train-00000.safetensors", "validation-00000.safetensors"),
+    }
+    assert "| came in " in (out / "corpus.md").read_text()
+    found = corpus.check(out)
+    assert found["damage"] == []
+    assert sum(one["tokens"] for one in found["splits"].values()) == report["total"]["tokens"]
+
+
+@needs_rensa
+def test_what_came_in_is_what_was_dropped_and_what_went_out(folder, documents, tmp_path):
+    copy = documents[3]
+    near = documents[5].rsplit(" ", 1)[0] + " gate."
+    long = sentence(random.Random(2), 300)
+    longer = long.replace(long.split(" ")[150], "chimney", 1)
+    lines = [copy, near, long, longer, "short"]
+    (folder / "9.jsonl").write_text("".join(json.dumps({"text": text, "set": "more"}) + "\n" for text in lines))
+    options = CorpusOptions(filters=FilterOptions(min_characters=10))
+    report = corpus.build([str(folder)], tmp_path / "out", options, workers=1)
+    sets = report["sets"]
+    assert sets["more"]["in"][0] == 5
+    assert sets["more"]["exact duplicates"] == [1, len(copy.encode()), 0]
+    assert sets["more"]["near duplicates"][0] >= 1
+    for steps in sets.values():
+        out = [name for name in steps if name not in ("in", "extracted")]
+        assert steps["in"][0] == sum(steps[name][0] for name in out)
+        assert steps["in"][1] == sum(steps[name][1] for name in out)
+    kept = texts(tmp_path / "out", "train") + texts(tmp_path / "out", "validation")
+    assert long in kept
+    assert longer not in kept
+    assert "short" not in kept
+    assert kept.count(copy) == 1
+
+
+@needs_datatrove
+@needs_rensa
+def test_the_number_of_workers_changes_no_byte(folder, tmp_path, small_parts):
+    for workers in (1, 2):
+        corpus.build([str(folder)], tmp_path / str(workers), CorpusOptions(validation=0.1), workers=workers)
+    assert shard_bytes(tmp_path / "1") == shard_bytes(tmp_path / "2")
+    assert len(shard_bytes(tmp_path / "1")) == 2
+
+
+def test_how_sources_are_bundled_changes_no_byte(folder, tmp_path, monkeypatch):
+    corpus.build([str(folder)], tmp_path / "few", PLAIN, workers=1)
+    monkeypatch.setattr(parts, "_PART_BYTES", 1)
+    corpus.build([str(folder)], tmp_path / "many", PLAIN, workers=1)
+    assert shard_bytes(tmp_path / "few") == shard_bytes(tmp_path / "many")
+
+
+def test_a_build_that_was_killed_goes_on_with_what_it_had(folder, tmp_path):
+    """SIGKILL in the middle of the reading; the parts that were finished are not read again."""
+    corpus.build([str(folder)], tmp_path / "whole", PLAIN, workers=1)
+    out = tmp_path / "out"
+    # Each part waits, so that there is a middle to be killed in.
+    script = f"""
+import time
+from pathlib import Path
+from gpt2 import corpus
+from gpt2.corpus import parts, stages
+parts._PART_BYTES = 1
+make = stages.make_filters
+def slow(options):
+    time.sleep(0.3)
+    return make(options)
+stages.make_filters = slow
+corpus.build([{str(folder)!r}], Path({str(out)!r}), corpus.CorpusOptions(near=False), workers=1)
+"""
+    process = subprocess.Popen([sys.executable, "-c", script])
+    done = out / "building" / "parts"
+    deadline = time.monotonic() + 60
+    while process.poll() is None and len(list(done.glob("0*"))) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    finished = {path.name: path.stat().st_mtime_ns for path in done.glob("0*")}
+    assert 3 <= len(finished) < 8
+    notes = Notes()
+    read: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parts, "_PART_BYTES", 1)
+        original = stages.read
+
+        def counted(source, *arguments):
+            read.append(source.name)
+            return original(source, *arguments)
+
+        patch.setattr("gpt2.corpus.stages.read", counted)
+        corpus.build([str(folder)], out, PLAIN, workers=1, watcher=notes)
+    assert len(read) == 8 - len(finished)
+    assert any(note.startswith(f"{len(finished)} of 8 parts were finished before") for note in notes.notes)
+    assert shard_bytes(out) == shard_bytes(tmp_path / "whole")
+    assert not (out / "building").exists()
+
+
+class Notes:
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.stages: list[tuple[str, int]] = []
+        self.done: list[int] = []
+
+    def stage(self, name: str, total: int) -> None:
+        self.stages.append((name, total))
+
+    def progress(self, done: int) -> None:
+        self.done.append(done)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def test_it_tells_how_far_it_is(folder, tmp_path):
+    notes = Notes()
+    corpus.build([str(folder)], tmp_path / "out", PLAIN, workers=1, watcher=notes)
+    totals = dict(notes.stages)
+    assert list(totals) == ["reading", "duplicates", "vocabulary", "tokens", "moving in"]
+    assert totals["reading"] == sum(path.stat().st_size for path in folder.iterdir())
+    assert max(notes.done) == max(totals.values())
+
+
+def test_a_finished_corpus_is_not_built_again(folder, tmp_path):
+    first = corpus.build([str(folder)], tmp_path / "out", PLAIN, workers=1)
+    notes = Notes()
+    assert corpus.build([str(folder)], tmp_path / "out", PLAIN, workers=1, watcher=notes) == first
+    assert "finished already" in notes.notes[0]
+
+
+def test_other_settings_are_refused_by_name(folder, tmp_path):
+    corpus.build([str(folder)], tmp_path / "out", PLAIN, workers=1)
+    with pytest.raises(BadOption, match=r"begun with other settings: validation was 0.005 and is 0.01"):
+        corpus.build([str(folder)], tmp_path / "out", CorpusOptions(near=False, validation=0.01), workers=1)
+    with (folder / "0.jsonl").open("a") as file:
+        file.write('{"text": "one more"}\n')
+    with pytest.raises(BadOption, match="the sources are others, or have changed since"):
+        corpus.build([str(folder)], tmp_path / "out", PLAIN, workers=1)
+
+
+def test_two_builds_into_one_folder_are_one_too_many(folder, tmp_path):
+    (tmp_path / "out").mkdir()
+    with FileLock(tmp_path / "out" / "lock"), pytest.raises(Busy, match="Another process is building"):
+        corpus.build([str(folder)], tmp_path / "out", PLAIN, workers=1)
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(folder, tmp_path):
+    with pytest.raises(BadOption, match=r"holds something else, such as 0\.jsonl"):
+        corpus.build([str(folder)], folder, PLAIN, workers=1)
+
+
+def test_a_folder_that_cannot_be_made_is_said(folder, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadOption, match=r"cannot be written|is a file"):
+        corpus.build([str(folder)], tmp_path / "file" / "out", PLAIN, workers=1)
+
+
+def test_when_nothing_is_left_it_says_what_took_it(folder, tmp_path):
+    options = CorpusOptions(near=False, filters=FilterOptions(min_characters=100_000))
+    with pytest.raises(BadData, match=r"Nothing is left of 400 documents. What took them: length.*\(400\)"):
+        corpus.build([str(folder)], tmp_path / "out", options, workers=1)
+    # And the folder is free for other options.
+    corpus.build([str(folder)], tmp_path / "out", PLAIN, workers=1)
+
+
+def test_a_corpus_without_a_document_is_said(tmp_path):
+    (tmp_path / "empty.jsonl").write_text("\n\n")
+    with pytest.raises(BadData, match="hold no document"):
+        corpus.build([str(tmp_path / "empty.jsonl")], tmp_path / "out", PLAIN, workers=1)
+
+
+def test_a_folder_of_binaries_is_said(tmp_path):
+    (tmp_path / "binaries").mkdir()
+    (tmp_path / "binaries" / "program.exe").write_bytes(bytes(range(256)))
+    with pytest.raises(BadData, match=r"program\.exe"):
+        corpus.build([str(tmp_path / "binaries")], tmp_path / "out", PLAIN, workers=1)
+
+
+def test_broken_gzip_is_counted_and_the_rest_is_built(folder, documents, tmp_path):
+    data = gzip.compress("".join(json.dumps({"text": text}) + "\n" for text in documents).encode())
+    (folder / "broken.jsonl.gz").write_bytes(data[: len(data) // 2])
+    report = corpus.build([str(folder)], tmp_path / "out", PLAIN, workers=1)
+    assert report["total"]["documents"] == 400
+    assert report["problems"]["broken compression"]["count"] == 1
+    assert report["problems"]["broken compression"]["example"].startswith("sources/broken.jsonl.gz")
+
+
+def test_a_spelt_end_of_text_separates_nothing_and_is_told(tmp_path):
+    spelt = "one<|endoftext|>two"
+    (tmp_path / "a.txt").write_text(spelt)
+    (tmp_path / "b.txt").write_text("three")
+    with pytest.warns(Notice, match=r"1 documents spell <\|endoftext\|>"):
+        corpus.build([str(tmp_path / "a.txt"), str(tmp_path / "b.txt")], tmp_path / "out", PLAIN, workers=1)
+    assert sorted(texts(tmp_path / "out", "train") + texts(tmp_path / "out", "validation")) == [spelt, "three"]
+
+
+def test_one_document_is_not_held_out(tmp_path):
+    (tmp_path / "a.txt").write_text("only this")
+    with pytest.warns(Notice, match="Nothing is held out"):
+        report = corpus.build([str(tmp_path / "a.txt")], tmp_path / "out", PLAIN, workers=1)
+    assert report["shards"] == {"train": 1, "validation": 0}
+    assert corpus.check(tmp_path / "out")["damage"] == []
+
+
+def test_a_vocabulary_of_the_caller(folder, tmp_path):
+    write_tokenizer(byte_tokenizer(), tmp_path / "bytes")
+    options = CorpusOptions(near=False, tokenizer=str(tmp_path / "bytes"))
+    report = corpus.build([str(folder)], tmp_path / "out", options, workers=1)
+    assert report["total"]["tokens"] == report["total"]["bytes"] + report["total"]["documents"]
+    assert report["tokenizer"]["vocab_size"] == 257
+
+
+def test_a_vocabulary_learnt_from_the_corpus(folder, tmp_path):
+    options = CorpusOptions(near=False, vocab_size=280)
+    report = corpus.build([str(folder)], tmp_path / "out", options, workers=1)
+    assert report["tokenizer"]["vocab_size"] == 280
+    assert report["total"]["tokens"] < report["total"]["bytes"] / 2
+    assert corpus.check(tmp_path / "out")["damage"] == []
+
+
+def test_damage_is_found_and_named(folder, tmp_path):
+    out = tmp_path / "out"
+    corpus.build([str(folder)], out, PLAIN, workers=1)
+    shard = out / "train-00000.safetensors"
+    data = bytearray(shard.read_bytes())
+    data[-100] ^= 1
+    shard.write_bytes(data)
+    damage = corpus.check(out)["damage"]
+    assert damage
+    assert all("train-00000.safetensors" in one for one in damage)
+    shard.unlink()
+    assert corpus.check(out)["damage"]
+
+
+def test_a_folder_that_is_no_corpus_is_said(folder):
+    with pytest.raises(BadData, match="no finished corpus"):
+        corpus.check(folder)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="left out: Windows has no limit on the size of a file")
+def test_no_room_is_said_and_the_build_goes_on_when_there_is(folder, tmp_path):
+    """A limit on the size of a file fails a write in the middle, as a full disk does."""
+    out = tmp_path / "out"
+    script = f"""
+import resource
+from pathlib import Path
+from gpt2 import corpus
+from gpt2.errors import Unavailable
+from gpt2.corpus import parts
+parts._PART_BYTES = 1
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+try:
+    corpus.build([{str(folder)!r}], Path({str(out)!r}), corpus.CorpusOptions(near=False), workers=1)
+except Unavailable as error:
+    print(error)
+"""
+    with (folder / "3.jsonl").open("a") as file:
+        file.write(json.dumps({"text": "long " * 10_000}) + "\n")
+    said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert "run the same command again: what is finished is kept" in said
+    assert len(list((out / "building" / "parts").glob("0*"))) == 3
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(parts, "_PART_BYTES", 1)
+        corpus.build([str(folder)], out, PLAIN, workers=1)
+    corpus.build([str(folder)], tmp_path / "whole", PLAIN, workers=1)
+    assert shard_bytes(out) == shard_bytes(tmp_path / "whole")
+
+
+@needs_datatrove
+def test_what_a_worker_raises_is_raised(folder, tmp_path, small_parts):
+    (folder / "4.jsonl").write_bytes(b'{"text": "\xff"}\n')
+    options = CorpusOptions(read=corpus.ReadOptions(invalid="refuse"), near=False)
+    with pytest.raises(BadData, match=r"4\.jsonl"):
+        corpus.build([str(folder)], tmp_path / "out", options, workers=2)
+
+
+def test_missing_libraries_are_named(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "_installed", lambda module: False)
+    with pytest.raises(Unavailable, match=r"with 2 workers needs datatrove: install the extra `corpus`"):
+        corpus.build([str(folder)], tmp_path / "out", PLAIN, workers=2)
+    with pytest.raises(Unavailable, match="needs ray"):
+        corpus.build([str(folder)], tmp_path / "out", PLAIN, engine="ray")
+    # One process is enough without it.
+    assert corpus.build([str(folder)], tmp_path / "out", PLAIN)["workers"] == 1
+    monkeypatch.setitem(sys.modules, "rensa", None)
+    with pytest.raises(Unavailable, match="needs rensa: install the extra `corpus`"):
+        corpus.build([str(folder)], tmp_path / "near", CorpusOptions())
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"threshold": 0.0},
+        {"threshold": 1.1},
+        {"validation": 1.0},
+        {"validation": -0.1},
+        {"vocab_size": 300, "tokenizer": "x"},
+    ],
+)
+def test_absurd_options_are_refused(values):
+    with pytest.raises(BadOption, match=next(iter(values))):
+        CorpusOptions(**values)
+
+
+@pytest.mark.parametrize("values", [{"workers": 0}, {"engine": "spark"}])
+def test_absurd_engines_are_refused(folder, tmp_path, values):
+    with pytest.raises(BadOption, match=next(iter(values))):
+        corpus.build([str(folder)], tmp_path / "out", PLAIN, **values)
