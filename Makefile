@@ -10,16 +10,19 @@ BIN := .venv/bin
 endif
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: run test lint test-slow test-peers bench bench-peers bench-report clean help
+.PHONY: run test lint test-slow test-kill test-peers bench bench-peers bench-report clean help
 
 run: .venv/.installed  ## complete a prompt with the model that ships in the package
 	@$(BIN)/gpt2 generate "$(PROMPT)" --max-tokens 120
 
 test: .venv/.installed-test  ## the test suite: without a GPU, without other programs' environments, without what takes minutes
-	@$(BIN)/python -m pytest -n 2 --dist worksteal -q --ignore=tests/peers -m "not slow and not gpu" $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist worksteal -q --ignore=tests/peers -m "not slow and not gpu and not kill" $(ARGS)
 
 test-slow: .venv/.installed-test  ## what takes minutes and 16 GB: the four sizes whole
 	@$(BIN)/python -m pytest -q --ignore=tests/peers -m slow $(ARGS)
+
+test-kill: .venv/.installed-test  ## training killed at random moments, and on a disk that fills up; minutes (KILLS=300: more)
+	@$(BIN)/python -m pytest -q -s -m kill tests/kill $(ARGS)
 
 lint: .venv/.installed-test  ## style and types
 	@$(BIN)/ruff check .

@@ -84,6 +84,20 @@ def new_directory(path: Path) -> Iterator[Path]:
     _sync_directory(path.parent)
 
 
+def is_temporary(path: Path) -> bool:
+    """Whether this is the name of something half-written, by one of the functions above."""
+    return path.name.startswith(".") and path.name.endswith(".tmp")
+
+
+def remove_temporary(folder: Path) -> None:
+    """Deletes what a process that was killed left half-written in a folder, where nobody may be writing now."""
+    for path in [path for path in folder.glob(".*.tmp") if is_temporary(path)]:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
 def _umask() -> int:
     # The only way to read the umask is to set it.
     mask = os.umask(0)

@@ -1,5 +1,7 @@
 """Small models and run reporters that tests share."""
 
+from collections.abc import Mapping
+
 import torch
 
 from gpt2.checkpoint import LanguageModel
@@ -43,7 +45,7 @@ class Recorder:
     def start(self, step: int, steps: int) -> None:
         self.first_step = step
 
-    def step(self, step: int, loss: float, tokens_per_second: float) -> None:
+    def step(self, step: int, loss: float, tokens_per_second: float, facts: Mapping[str, float]) -> None:
         self.losses[step] = loss
 
     def evaluation(self, step: int, evaluation: Evaluation) -> None:

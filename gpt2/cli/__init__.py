@@ -15,7 +15,7 @@ from gpt2.errors import Error, Notice
 try:
     import typer
 
-    from gpt2.cli import bench, convert, doctor, generate, models, next_words, tokenize, tokenizer, train
+    from gpt2.cli import bench, convert, corpus, doctor, generate, models, next_words, plan, tokenize, tokenizer, train
 except KeyboardInterrupt:
     # Ctrl-C as early as this, before `run` could catch it, is no reason for a traceback either.
     raise SystemExit(130) from None
@@ -35,7 +35,9 @@ app.command("tokenize")(tokenize.command)
 app.add_typer(tokenizer.app, name="tokenizer")
 app.command("models")(models.command)
 app.command("convert")(convert.command)
+app.add_typer(corpus.app, name="corpus")
 app.command("train")(train.command)
+app.command("plan")(plan.command)
 app.command("doctor")(doctor.command)
 app.command("bench")(bench.command)
 

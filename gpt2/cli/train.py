@@ -1,26 +1,29 @@
-"""`gpt2 train`: text files in, a run folder out."""
+"""`gpt2 train`: text files or token shards in, a run folder out."""
 
 import dataclasses
 import inspect
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gpt2.cli.common import Json, print_json
+from gpt2.cli.progress import Progress
 from gpt2.errors import BadOption
-from gpt2.training.options import TrainingOptions, read_recipe, recipe_names
+from gpt2.training.options import HOW, TrainingOptions, read_recipe, recipe_names
 
 if TYPE_CHECKING:
     from gpt2.checkpoint import LanguageModel
-    from gpt2.training.evaluate import Evaluation
 
 
 def _train(
     data: Annotated[
         list[Path] | None,
-        typer.Argument(help="Text files, .jsonl files (field text), or folders of them.", show_default=False),
+        typer.Argument(
+            help="Text files, .jsonl files (field text) or folders of them; or a folder that `gpt2 corpus build` made; "
+            "or token files (.bin) of nanoGPT or llm.c.",
+            show_default=False,
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder to make.", show_default="runs/RECIPE")] = None,
     recipe: Annotated[
@@ -34,32 +37,41 @@ def _train(
     ] = None,
     resume: Annotated[
         Path | None,
-        typer.Option(help="Go on with this run folder; of the other flags only --steps acts.", show_default=False),
+        typer.Option(
+            help="Go on with this run folder. Other flags may say how long, how often and where, not what is learnt.",
+            show_default=False,
+        ),
     ] = None,
+    allow_changes: Annotated[
+        bool, typer.Option("--allow-changes", help="With --resume: also with a changed recipe or changed data.")
+    ] = False,
     as_json: Json = False,
     **values: Any,
 ) -> None:
-    """Train a GPT-2 on text files, into a run folder whose checkpoints every other command reads.
+    """Train a GPT-2 on text or on token shards, into a run folder whose checkpoints every other command reads.
 
     The folder holds checkpoints (Hugging Face directories), metrics.jsonl, samples, and loss.png at the end. A single
     text is split: its last tenth is held out. Of many documents a tenth is held out, by hash. Ctrl-C saves and stops.
     """
     given = {name: value for name, value in values.items() if value is not None}
     if resume is not None:
-        _check_resume(data, out, recipe, given)
+        _check_resume(data, out, recipe, given, allow_changes)
     elif not data:
         raise BadOption("Give text files to train on, or --resume RUN.")
     else:
-        options = TrainingOptions.from_mapping((read_recipe(recipe) if recipe else {}) | given, "the command line")
+        if allow_changes:
+            raise BadOption("--allow-changes is for --resume.")
+        options = chosen_options(recipe, given)
     from gpt2 import training
 
-    reporter = _Reporter()
-    with reporter:
+    with Progress() as reporter:
         if resume is not None:
-            result = training.resume(resume, reporter, _write_sample, steps=given.get("steps"))
+            result = training.resume(resume, reporter, _write_sample, given, allow_changes)
         else:
             result = training.train(options, data or [], out or _default_folder(recipe), reporter, _write_sample)
-    if as_json:
+    if not result.is_first:
+        pass
+    elif as_json:
         validation = result.validation
         print_json(
             {
@@ -72,18 +84,33 @@ def _train(
             }
         )
     elif result.interrupted:
-        print(f"Stopped at step {result.step} and saved; go on with: gpt2 train --resume {result.path}")
+        done = f"at step {result.step} and saved" if result.step else "before the first step"
+        print(f"Stopped {done}; go on with: gpt2 train --resume {result.path}")
     else:
         print(f"Done. Try it: gpt2 generate --model {_as_path(result.path)} 'Once upon a time'")
     if result.interrupted:
         raise typer.Exit(130)
 
 
-def _check_resume(data: list[Path] | None, out: Path | None, recipe: str | None, given: dict[str, Any]) -> None:
-    others = [f"--{name.replace('_', '-')}" for name in given if name != "steps"]
+def chosen_options(recipe: str | None, given: dict[str, Any]) -> TrainingOptions:
+    """The recipe's values, and over them those of the command line."""
+    values = read_recipe(recipe) if recipe else {}
+    if "batch_size" in given and "batch_tokens" not in given:
+        # Of the two ways to say the same, the one that was typed acts.
+        values.pop("batch_tokens", None)
+    return TrainingOptions.from_mapping(values | given, "the command line")
+
+
+def _check_resume(
+    data: list[Path] | None, out: Path | None, recipe: str | None, given: dict[str, Any], allow_changes: bool
+) -> None:
+    others = [f"--{name.replace('_', '-')}" for name in given if name not in HOW and not allow_changes]
     others += ["DATA"] * bool(data) + ["--out"] * (out is not None) + ["--recipe"] * (recipe is not None)
     if others:
-        raise BadOption(f"A resumed run has its data and options already; leave out {', '.join(others)}.")
+        raise BadOption(
+            f"A resumed run has its data and options already; leave out {', '.join(others)}. (With --allow-changes, "
+            "flags of options are taken.)"
+        )
 
 
 def _default_folder(recipe: str | None) -> Path:
@@ -103,56 +130,8 @@ def _write_sample(model: "LanguageModel") -> str:
     return answer.text
 
 
-class _Reporter:
-    """Progress on stderr: a bar that moves where there is a terminal, and lines that stay."""
-
-    def __init__(self) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self._console = Console(file=sys.stderr, highlight=False)
-        self._bar = Progress(
-            TextColumn("step"),
-            MofNCompleteColumn(),
-            BarColumn(),
-            TextColumn("loss {task.fields[loss]:.3f}"),
-            TextColumn("{task.fields[speed]:,.0f} tokens/s"),
-            TimeRemainingColumn(),
-            console=self._console,
-            disable=not self._console.is_terminal,
-        )
-        self._loss = self._speed = 0.0
-        self._task = self._bar.add_task("training", visible=False, loss=0.0, speed=0.0)
-
-    def __enter__(self) -> None:
-        self._bar.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def note(self, text: str) -> None:
-        self._console.print(text, markup=False, soft_wrap=True)
-
-    def start(self, step: int, steps: int) -> None:
-        self._bar.update(self._task, completed=step, total=steps, visible=True)
-
-    def step(self, step: int, loss: float, tokens_per_second: float) -> None:
-        self._loss, self._speed = loss, tokens_per_second
-        self._bar.update(self._task, completed=step, loss=loss, speed=tokens_per_second)
-
-    def evaluation(self, step: int, evaluation: "Evaluation") -> None:
-        self.note(
-            f"step {step:>6}  train {self._loss:.3f}  validation {evaluation.nats_per_token:.3f} nats/token, "
-            f"{evaluation.bits_per_byte:.3f} bits/byte  {self._speed:,.0f} tokens/s"
-        )
-
-    def sample(self, step: int, text: str) -> None:
-        indented = "\n".join(f"    {line}" for line in text.strip().splitlines())
-        self.note(f"sample at step {step}:\n{indented}")
-
-
-def _with_training_options(function: Any) -> Any:
-    """Gives the command a flag for every field of TrainingOptions, so that names and help are written down once."""
+def with_training_options(function: Any) -> Any:
+    """Gives a command a flag for every field of TrainingOptions, so that names and help are written down once."""
     parameters = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD]
     for field in dataclasses.fields(TrainingOptions):
         kind: Any = field.type
@@ -169,4 +148,4 @@ def _with_training_options(function: Any) -> Any:
     return function
 
 
-command = _with_training_options(_train)
+command = with_training_options(_train)

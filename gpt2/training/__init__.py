@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from gpt2.training.options import TrainingOptions, read_recipe, recipe_names
 
 if TYPE_CHECKING:
-    from gpt2.training.loop import Reporter, Result, accumulate_gradients, resume, train
+    from gpt2.training.loop import Reporter, Result, resume, train
+    from gpt2.training.step import accumulate_gradients
 
 __all__ = [
     "Reporter",
@@ -22,10 +23,10 @@ __all__ = [
     "train",
 ]
 
-_LOOP = ("Reporter", "Result", "accumulate_gradients", "resume", "train")
+_PLACES = {"Reporter": "loop", "Result": "loop", "resume": "loop", "train": "loop", "accumulate_gradients": "step"}
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LOOP:
+    if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.loop"), name)
+    return getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)

@@ -1,26 +1,30 @@
-"""Text files in, batches of token ids out.
+"""Text files or token shards in, batches of token ids out.
 
 Documents are separate items: each is preceded by the tokenizer's end-of-text id, and never joined by text. Which
 tokens a step reads is a pure function of (seed, step), so resuming needs no replay.
 
-This is the small reader for what fits in memory; it knows nothing of models or of optimisers.
+Text files are the small road, for what fits in memory; shards (`gpt2.shards`) are read where a step asks for them. This
+file knows nothing of models or of optimisers.
 """
 
 import functools
 import hashlib
 import json
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from gpt2.errors import BadData, Notice
-from gpt2.tokenizer import END_OF_TEXT, Tokenizer
+from gpt2.errors import BadData, BadOption, Notice
+from gpt2.shards import is_validation, open_shards, shard_paths
+from gpt2.tokenizer import END_OF_TEXT, Tokenizer, learn, read_tokenizer
+from gpt2.training.options import TrainingOptions
 
 TEXT_SUFFIXES = (".txt", ".md")
 Ids = npt.NDArray[np.int32]
@@ -147,15 +151,172 @@ def to_ids(documents: Sequence[str], tokenizer: Tokenizer, threads: int = 1) -> 
     return np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.int32)
 
 
-@dataclass(frozen=True, slots=True)
-class Batches:
-    """Batches of `batch_size` windows of `context` tokens from one array of ids, in an order that the seed decides.
+class Tokens(Protocol):
+    """A row of ids of any length, wherever it lies."""
 
-    Each epoch cuts the array into windows at an offset of its own and shuffles them; every window is read once an
-    epoch. An array shorter than the window gives shorter windows. Raises BadData for fewer than two ids.
+    def __len__(self) -> int: ...
+
+    def read(self, start: int, count: int) -> Ids:
+        """(count,) int32: the ids from `start` on. Raises IndexError outside the row, BadData for damaged files."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """`count` ids from `start` on of an array or of other tokens."""
+
+    tokens: Tokens | Ids
+    start: int
+    count: int
+
+    def __len__(self) -> int:
+        return self.count
+
+    def read(self, start: int, count: int) -> Ids:
+        """As `Tokens.read`."""
+        if not 0 <= start <= start + count <= self.count:
+            raise IndexError(f"tokens {start} to {start + count} of {self.count}")
+        first = self.start + start
+        if isinstance(self.tokens, np.ndarray):
+            return self.tokens[first : first + count]
+        return self.tokens.read(first, count)
+
+
+def as_tokens(ids: Tokens | Ids) -> Tokens:
+    """An array as `Tokens`; what is `Tokens` already as it is."""
+    return Part(ids, 0, len(ids)) if isinstance(ids, np.ndarray) else ids
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """The tokens of a run and their vocabulary.
+
+    `validation` may be empty. `validation_bytes` is the length of its text in bytes of UTF-8; None where nobody knows
+    (`evaluate.count_bytes` finds out). `fingerprint` changes when any token does; of `.bin` files, which have no
+    checksums, it takes samples.
     """
 
-    ids: Ids
+    training: Tokens
+    validation: Tokens
+    validation_bytes: int | None
+    fingerprint: str
+    tokenizer: Tokenizer
+
+
+def open_data(
+    paths: Sequence[Path],
+    options: TrainingOptions,
+    tokenizer: Tokenizer | None = None,
+    note: Callable[[str], None] = lambda _: None,
+) -> Data:
+    """The data that paths name: text files or folders of them, or tokens that are read as they lie.
+
+    Tokens are a folder of shards (`train-00000.safetensors`, ..., `validation-00000.safetensors`, ..., with its
+    tokenizer), a folder of nanoGPT's or llm.c's `.bin` files, or such files by name. Where none is for validation,
+    the last share (`options.validation`) of the tokens is held out.
+
+    tokenizer: the run's, if it has one already; otherwise the shards' own, or for text a learnt one
+    (`options.vocab_size`) or GPT-2's. note: is told what was found.
+
+    Raises BadData, naming the file, for data that is missing, empty, damaged or of another tokenizer; BadOption for a
+    vocabulary to be learnt from tokens.
+    """
+    of_tokens = [path for path in paths if _is_tokens(path)]
+    if not of_tokens:
+        data = _open_text(paths, options, tokenizer, note)
+    elif len(of_tokens) < len(paths):
+        text = next(path for path in paths if path not in of_tokens)
+        raise BadData(f"{of_tokens[0]} holds tokens and {text} text; train on one kind, or build one corpus of both.")
+    else:
+        data = _open_tokens(paths, options, tokenizer, note)
+    note(f"{len(data.training):,} tokens to train on, {len(data.validation):,} held out")
+    return data
+
+
+def _open_text(
+    paths: Sequence[Path], options: TrainingOptions, tokenizer: Tokenizer | None, note: Callable[[str], None]
+) -> Data:
+    parts = split(read_documents(paths), options.validation)
+    if tokenizer is None and options.vocab_size:
+        note(f"learning a vocabulary of {options.vocab_size:,} tokens")
+        tokenizer = learn(parts.training, options.vocab_size)
+    tokenizer = tokenizer or Tokenizer.gpt2()
+    if tokenizer.end_of_text is None:
+        raise BadOption("This tokenizer has no <|endoftext|>, which separates documents.")
+    threads = torch.get_num_threads()
+    training, validation = to_ids(parts.training, tokenizer, threads), to_ids(parts.validation, tokenizer, threads)
+    digest = hashlib.sha256(training.tobytes())
+    digest.update(validation.tobytes())
+    text_bytes = sum(len(text.encode()) for text in parts.validation)
+    return Data(as_tokens(training), as_tokens(validation), text_bytes, digest.hexdigest(), tokenizer)
+
+
+def _is_tokens(path: Path) -> bool:
+    if path.is_dir():
+        return bool(shard_paths(path, "train") or shard_paths(path, "validation"))
+    return path.suffix in (".safetensors", ".bin")
+
+
+def _open_tokens(
+    paths: Sequence[Path], options: TrainingOptions, tokenizer: Tokenizer | None, note: Callable[[str], None]
+) -> Data:
+    training, validation = _sorted_out(paths)
+    if not training:
+        raise BadData(f"{paths[0]} holds tokens for validation alone, and none to train on.")
+    shards = open_shards(training)
+    if tokenizer is None:
+        if options.vocab_size:
+            raise BadOption(
+                f"vocab_size = {options.vocab_size} asks for a vocabulary to be learnt, but the tokens of "
+                f"{training[0]} are made already; set it to 0, or train on the text."
+            )
+        tokenizer = Tokenizer.gpt2() if training[0].suffix == ".bin" else read_tokenizer(training[0].parent)
+    shards.check_tokenizer(tokenizer)
+    if validation:
+        held = open_shards(validation)
+        held.check_tokenizer(tokenizer)
+        if len(held) < 2:
+            raise BadData(f"{validation[0]} holds {len(held)} token, which is too few for a validation.")
+        digest = hashlib.sha256(f"{shards.fingerprint} {held.fingerprint}".encode())
+        return Data(shards, held, held.text_bytes, digest.hexdigest(), tokenizer)
+    cut = len(shards) if options.validation == 0 else int(len(shards) * (1 - options.validation))
+    if options.validation and not 2 <= cut <= len(shards) - 2:
+        raise BadData(f"{len(shards)} tokens cannot be split into training and validation.")
+    if options.validation:
+        share = f"{100 * options.validation:.4g} %"
+        note(f"{training[0].parent} has no validation files: the last {share} of its tokens is held out")
+    digest = hashlib.sha256(f"{shards.fingerprint} {cut}".encode())
+    return Data(Part(shards, 0, cut), Part(shards, cut, len(shards) - cut), None, digest.hexdigest(), tokenizer)
+
+
+def _sorted_out(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
+    """The token files that paths name, each once: to train on, and for validation."""
+    training: dict[Path, Path] = {}
+    validation: dict[Path, Path] = {}
+    for path in paths:
+        if path.is_dir():
+            inside = [(file, training) for file in shard_paths(path, "train")]
+            inside += [(file, validation) for file in shard_paths(path, "validation")]
+        else:
+            inside = [(path, validation if is_validation(path) else training)]
+        for file, kind in inside:
+            kind.setdefault(file.resolve(), file)
+    return list(training.values()), list(validation.values())
+
+
+# Up to so many windows an epoch's order is a shuffled array (32 MB, 0.2 s); beyond, it is computed place by place.
+_LISTED = 2**22
+
+
+@dataclass(frozen=True, slots=True)
+class Batches:
+    """Batches of `batch_size` windows of `context` tokens from one row of ids, in an order that the seed decides.
+
+    Each epoch cuts the row into windows at an offset of its own and shuffles them; every window is read once an
+    epoch. A row shorter than the window gives shorter windows. Raises BadData for fewer than two ids.
+    """
+
+    ids: Tokens | Ids
     context: int
     batch_size: int
     seed: int
@@ -176,20 +337,52 @@ class Batches:
 
     def at(self, step: int) -> tuple[Tensor, Tensor]:
         """Inputs and targets of a step: two (batch_size, window) int64; the targets are the inputs' next tokens."""
-        starts = [self._start(step * self.batch_size + row) for row in range(self.batch_size)]
-        rows = np.stack([self.ids[start : start + self.window + 1] for start in starts]).astype(np.int64)
-        both = torch.from_numpy(rows)
+        return self.rows(step, range(self.batch_size))
+
+    def rows(self, step: int, rows: range) -> tuple[Tensor, Tensor]:
+        """Some rows of `at(step)`, and no other is read: two (len(rows), window) int64. For one process of many."""
+        tokens, window = as_tokens(self.ids), self.window
+        ids = np.empty((len(rows), window + 1), dtype=np.int64)
+        for place, row in enumerate(rows):
+            if not 0 <= row < self.batch_size:
+                raise IndexError(f"row {row} of a batch of {self.batch_size}")
+            ids[place] = tokens.read(self._start(step * self.batch_size + row), window + 1)
+        both = torch.from_numpy(ids)
         return both[:, :-1].contiguous(), both[:, 1:].contiguous()
 
     def _start(self, index: int) -> int:
         epoch, place = divmod(index, self.windows)
         offsets = min(self.window, len(self.ids) - self.windows * self.window)
         offset, order = _epoch(self.seed, epoch, self.windows, offsets)
-        return offset + int(order[place]) * self.window
+        return offset + order(place) * self.window
 
 
 @functools.lru_cache(maxsize=2)
-def _epoch(seed: int, epoch: int, windows: int, offsets: int) -> tuple[int, npt.NDArray[np.int64]]:
+def _epoch(seed: int, epoch: int, windows: int, offsets: int) -> tuple[int, Callable[[int], int]]:
     """Offset and order of an epoch: a pure function, kept because every row asks for it."""
     random = np.random.default_rng([seed, epoch])
-    return int(random.integers(offsets)), random.permutation(windows)
+    offset = int(random.integers(offsets))
+    if windows <= _LISTED:
+        order = random.permutation(windows)
+        return offset, lambda place: int(order[place])
+    keys: list[int] = random.integers(2**64, size=6, dtype=np.uint64).tolist()
+    return offset, lambda place: scattered(place, windows, keys)
+
+
+def scattered(place: int, size: int, keys: Sequence[int]) -> int:
+    """Where `place` goes in a permutation of range(size) that the keys decide: a Feistel network, without a list.
+
+    It permutes the smallest even number of bits that holds `size`, and goes on until it is back inside.
+    """
+    half = -(-(size - 1).bit_length() // 2)
+    mask = (1 << half) - 1
+    while True:
+        left, right = place >> half, place & mask
+        for key in keys:
+            # A multiplicative mix of 64 bits, whose upper half depends on all of the right side.
+            mixed = ((right ^ key) * 0x9E3779B97F4A7C15) & (2**64 - 1)
+            mixed = ((mixed ^ mixed >> 32) * 0xD6E8FEB86659FD93) & (2**64 - 1)
+            left, right = right, left ^ (mixed >> 32 & mask)
+        place = left << half | right
+        if place < size:
+            return place

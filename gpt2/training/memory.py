@@ -1,19 +1,22 @@
-"""How much memory a run takes, whether the machine has it, and what would fit: an estimate from the options alone.
+"""How much memory a run takes, part by part, whether the machine has it, and what would fit: from the options alone.
 
 Weights, gradients and the optimiser's moments are counted exactly. What a pass keeps for its way back was measured on
-the plain model: 16 numbers of the width per token and layer, and 3 of the vocabulary per token. It knows no allocator.
+the plain pass (compiled, it keeps less); logits exist a piece at a time. It knows no allocator.
 """
 
 from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
-import torch
-
+from gpt2.config import GPT2Config
 from gpt2.errors import BadOption
 from gpt2.memory import total_memory
 from gpt2.training.options import TrainingOptions
+
+if TYPE_CHECKING:
+    import torch
 
 # What PyTorch and numpy say when there is no room; torch.OutOfMemoryError is a RuntimeError that says it too.
 _NO_ROOM = ("out of memory", "can't allocate memory", "not enough memory", "storage size calculation overflowed")
@@ -21,57 +24,160 @@ _NO_ROOM = ("out of memory", "can't allocate memory", "not enough memory", "stor
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """Bytes: `state` for weights, gradients and optimiser, `batch` for what a micro-batch keeps."""
+    """Bytes of a process, by what they are for.
 
-    state: int
-    batch: int
+    copy: the bfloat16 weights that a pass computes with. activations: what a micro-batch keeps for its way back.
+    head: a piece of the logits with what its loss and gradient take, and the head's own gradient of this pass.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    copy: int
+    activations: int
+    head: int
+
+    @property
+    def state(self) -> int:
+        """What is there whatever the batch: weights, their copy, gradients, optimiser."""
+        return self.weights + self.gradients + self.optimizer + self.copy
+
+    @property
+    def batch(self) -> int:
+        """What a micro-batch takes besides."""
+        return self.activations + self.head
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.state + self.batch
 
 
-def need(options: TrainingOptions, vocab_size: int, window: int) -> Need:
-    """What a run takes with a vocabulary of this size and micro-batches of `window` tokens a row."""
+def need(options: TrainingOptions, vocab_size: int, window: int, ranks: int = 1, parallel: str = "ddp") -> Need:
+    """What each process of a run takes with a vocabulary of this size and micro-batches of `window` tokens a row.
+
+    ranks: processes that share the batch. parallel: "ddp" (each holds all weights) or "fsdp" (each holds its share,
+    and of the others' what it computes with: the embeddings and two blocks at a time).
+    """
     config = options.model_config(vocab_size)
-    moments = 2 * config.parameters
+    count = config.parameters
+    moments = 2 * count
     if options.optimizer == "muon":
         # One moment for the blocks' matrices.
-        moments -= 12 * config.n_layer * config.n_embd**2
-    # In bfloat16, autocast makes a narrow copy of the weights besides.
+        moments -= _matrices(config)
     narrow = options.dtype == "bfloat16"
-    width, copy = (2, 2 * config.parameters) if narrow else (4, 0)
-    token = 16 * config.n_layer * config.n_embd * width + 3 * vocab_size * 4
+    width = 2 if narrow else 4
+    share = ranks if parallel == "fsdp" else 1
+    copy = 2 * count if narrow else 0
+    if share > 1:
+        gathered = (vocab_size + config.n_positions) * config.n_embd + 2 * _matrices(config) // config.n_layer
+        # Whole, and with whole gradients before they are summed and shared out.
+        copy = gathered * (width + 4)
+    rows = options.micro_batch_size or -(-options.batch_size // ranks)
+    tokens = rows * window
+    return Need(
+        weights=4 * count // share,
+        gradients=4 * count // share,
+        optimizer=4 * moments // share,
+        copy=copy,
+        activations=tokens * _kept(options, config, window, width),
+        head=_head(tokens, config, width),
+    )
+
+
+def _matrices(config: GPT2Config) -> int:
+    return config.n_layer * (4 * config.n_embd**2 + 2 * config.n_embd * config.mlp_width)
+
+
+def _kept(options: TrainingOptions, config: GPT2Config, window: int, width: int) -> int:
+    """Bytes that a token keeps for the way back.
+
+    Per layer in units of the model width: what both norms read (2), query, key, value (3), attention's output (1) and
+    the inputs of the four projections (1 + 1 + 1 + 4) and of the activation (4), less what two of them share.
+    """
+    kept = config.n_layer * config.n_embd * 16 * width
     if options.attention_dropout:
-        token += 3 * config.n_layer * config.n_head * window * 4
-    rows = options.micro_batch_size or options.batch_size
-    return Need(4 * (2 * config.parameters + moments) + copy, rows * window * token)
+        # Attention with dropout writes its weights down, the mask and the product of both.
+        kept += 3 * config.n_layer * config.n_head * window * 4
+    if options.dropout:
+        # The masks of the embedding and of both parts of each block, as wide as what they mask (on CUDA one byte).
+        kept += (2 * config.n_layer + 1) * config.n_embd * width
+    return kept
 
 
-def check_memory(options: TrainingOptions, device: torch.device, vocab_size: int, window: int | None = None) -> None:
+# As training/cross_entropy.py has them (a test compares): logits that exist at once, and what widths are padded to.
+MOST_LOGITS, PADDING = 2**24, 64
+
+
+def _head(tokens: int, config: GPT2Config, width: int) -> int:
+    """Bytes that the loss takes beside the activations: logits of a piece in the pass's width, three times in float32,
+    and their gradient; the padded embedding, and its gradient in float32 and in the pass's width."""
+    rows = -(-config.vocab_size // PADDING) * PADDING
+    piece = min(tokens, max(PADDING, MOST_LOGITS // rows)) * rows
+    return piece * (3 * 4 + 2 * width) + rows * config.n_embd * (4 + 2 * width)
+
+
+def largest_micro_batch(
+    options: TrainingOptions, vocab_size: int, window: int, budget: float, ranks: int = 1, parallel: str = "ddp"
+) -> int:
+    """Most sequences of a pass that fit into `budget` bytes and share a process's part of the batch; 0: none fit."""
+    share = options.batch_size // ranks
+
+    def fits(rows: int) -> bool:
+        candidate = replace(options, batch_tokens=0, batch_size=rows * ranks, micro_batch_size=rows)
+        return need(candidate, vocab_size, window, ranks, parallel).total <= budget
+
+    rows = _largest(share, fits)
+    while rows and share % rows:
+        rows -= 1
+    return rows
+
+
+def check_memory(
+    options: TrainingOptions, device: "torch.device", vocab_size: int, window: int | None = None, ranks: int = 1
+) -> None:
     """Raises BadOption, with what would fit, for a run that this machine has no room for.
 
     window: tokens a row, None before the data is known: then the weights alone are weighed. What a pass keeps is
-    counted half, since compiling saves some of it: only what cannot work is refused.
+    counted half, since compiling saves some of it: only what cannot work is refused. ranks: processes, each on a
+    device like this one.
     """
     total = total_memory(device)
-    needed = need(options, vocab_size, window or options.context)
+    # Inputs and targets of a whole batch are made at once, in 8 bytes a token each.
+    row = 16 * (window or 1)
+    if total is not None and options.batch_size * row > total:
+        size = _gigabytes(options.batch_size * row)
+        raise BadOption(
+            f"The token ids alone of {options.batch_size:,} sequences a step take {size}, but there are "
+            f"{_gigabytes(total)} of memory in all; --batch-size {total // 4 // row} would fit."
+        )
+    sharded = "ddp" if options.parallel == "ddp" else "fsdp"
+    needed = need(options, vocab_size, window or options.context, ranks, sharded)
     if total is not None and needed.state + (needed.batch // 2 if window else 0) > total:
         raise BadOption(_advice(options, device, vocab_size, window or options.context))
 
 
 @contextmanager
 def explained(
-    options: TrainingOptions, device: torch.device, vocab_size: int, window: int, then: str = ""
+    options: TrainingOptions, device: "torch.device", vocab_size: int, window: int, then: str = ""
 ) -> Iterator[None]:
     """Turns an allocator's error into BadOption: how much is needed, and what would fit. `then` ends the message."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, MemoryError) or any(text in str(error).lower() for text in _NO_ROOM):
+        if no_room(error):
             raise BadOption(_advice(options, device, vocab_size, window) + then) from error
         raise
 
 
-def _advice(options: TrainingOptions, device: torch.device, vocab_size: int, window: int) -> str:
+def no_room(error: BaseException) -> bool:
+    """Whether an error says that memory has run out."""
+    return isinstance(error, MemoryError) or any(text in str(error).lower() for text in _NO_ROOM)
+
+
+def _advice(options: TrainingOptions, device: "torch.device", vocab_size: int, window: int) -> str:
     needed, total = need(options, vocab_size, window), total_memory(device)
-    whole = needed.state + needed.batch
+    whole = needed.total
     # Some is left for others. Where it should have fitted, others have taken it: then half as much might.
     budget = whole // 2 if total is None or whole <= total else total * 4 // 5
     rows = options.micro_batch_size or options.batch_size
@@ -86,15 +192,12 @@ def _advice(options: TrainingOptions, device: torch.device, vocab_size: int, win
 
 def _what_fits(options: TrainingOptions, vocab_size: int, window: int, budget: int) -> str:
     def fits(candidate: TrainingOptions) -> bool:
-        needed = need(candidate, vocab_size, window)
-        return needed.state + needed.batch <= budget
+        return need(candidate, vocab_size, window).total <= budget
 
-    single = replace(options, micro_batch_size=1)
-    rows = _largest(options.batch_size, lambda n: fits(replace(options, batch_size=n, micro_batch_size=n)))
-    while rows and options.batch_size % rows:
-        rows -= 1
+    rows = largest_micro_batch(options, vocab_size, window, budget)
     if rows:
         return f"--micro-batch-size {rows} would fit"
+    single = replace(options, micro_batch_size=1)
     layers = _largest(options.n_layer, lambda n: fits(replace(single, n_layer=n)))
     if layers:
         return f"--n-layer {layers} with --micro-batch-size 1 would fit"

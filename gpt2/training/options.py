@@ -14,6 +14,7 @@ from typing import Any
 from gpt2.config import GPT2Config
 from gpt2.errors import BadOption
 from gpt2.threads import check_threads
+from gpt2.training.trackers import check_names
 
 GPT2_VOCABULARY = 50257
 RECIPES = Path(__file__).parent / "recipes"
@@ -25,8 +26,12 @@ def _option(default: Any, help: str) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class TrainingOptions:
-    """Everything about a run but its data. The help of every field is what `gpt2 train --help` prints."""
+    """Everything about a run but its data. The help of every field is what `gpt2 train --help` prints.
 
+    Some fields say where and how a run is computed, not what is learnt (`HOW`): a run may go on with others.
+    """
+
+    init: str = _option("", "A model to begin with, by name or folder: its shape and vocabulary. None: random weights.")
     n_layer: int = _option(6, "Blocks.")
     n_head: int = _option(6, "Attention heads.")
     n_embd: int = _option(384, "Width of the model.")
@@ -37,9 +42,11 @@ class TrainingOptions:
 
     steps: int = _option(1000, "Optimiser steps.")
     batch_size: int = _option(32, "Sequences per step.")
-    micro_batch_size: int = _option(0, "Sequences per forward pass; gradients add up to the batch. 0: the whole batch.")
+    batch_tokens: int = _option(0, "Tokens per step, instead of batch_size; 0: batch_size says.")
+    micro_batch_size: int = _option(0, "Sequences per forward pass; gradients add up to the batch. 0: what fits.")
     optimizer: str = _option("adamw", "adamw, or muon (Muon for the blocks' matrices and AdamW for the rest).")
-    learning_rate: float = _option(1e-3, "Highest learning rate.")
+    learning_rate: float = _option(1e-3, "Highest learning rate; of muon's matrices, matched to AdamW's steps.")
+    adamw_share: float = _option(1.0, "Learning rate of what AdamW moves beside muon, as a share of learning_rate.")
     min_learning_rate: float = _option(0.1, "Lowest learning rate, as a share of the highest.")
     schedule: str = _option("cosine", "cosine, or wsd (warm-up, stable, decay).")
     warmup_steps: int = _option(100, "Steps of linear warm-up.")
@@ -48,6 +55,7 @@ class TrainingOptions:
     beta1: float = _option(0.9, "AdamW's first-moment decay.")
     beta2: float = _option(0.95, "AdamW's second-moment decay.")
     grad_clip: float = _option(1.0, "Largest norm of the gradient; 0: no clipping.")
+    skip_spikes: float = _option(0.0, "Skip steps whose loss or gradient is so many deviations too high; 0: never.")
 
     validation: float = _option(0.1, "Share held out: of the documents by hash, or of a single document its end.")
     eval_every: int = _option(100, "Steps between validation losses; 0: at the end only.")
@@ -57,19 +65,37 @@ class TrainingOptions:
     keep: int = _option(2, "Newest checkpoints kept, beside the best one; 0: all.")
 
     seed: int = _option(1, "Decides the first weights, the order of the data and the dropout.")
-    dtype: str = _option("float32", "float32, or bfloat16 (autocast; weights stay float32).")
+    dtype: str = _option("float32", "float32, or bfloat16 (to compute with; the weights that are kept stay float32).")
     device: str = _option("cpu", "cpu, cuda, cuda:1, mps.")
     threads: int = _option(0, "CPU threads; 0: as many as torch takes.")
     compile: bool = _option(False, "Compile the model (torch.compile).")
+    parallel: str = _option("auto", "Under torchrun: ddp (every process has all weights), fsdp (shards), or auto.")
+    trackers: str = _option("auto", "Beside metrics.jsonl: tensorboard, wandb, trackio, several by comma, none, auto.")
 
     def __post_init__(self) -> None:
         positive = ("n_layer", "n_head", "n_embd", "context", "steps", "batch_size")
-        whole = ("vocab_size", "micro_batch_size", "warmup_steps", "eval_every", "eval_tokens", "sample_every")
+        whole = (
+            "vocab_size",
+            "batch_tokens",
+            "micro_batch_size",
+            "warmup_steps",
+            "eval_every",
+            "eval_tokens",
+            "sample_every",
+        )
         for name in (*positive, *whole, "save_every", "keep", "seed", "threads"):
             value, least = getattr(self, name), 1 if name in positive else 0
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise BadOption(f"{name} is {value!r}, but it must be a whole number of at least {least}.")
-        for name in ("learning_rate", "min_learning_rate", "decay_share", "weight_decay", "grad_clip"):
+        for name in (
+            "learning_rate",
+            "adamw_share",
+            "min_learning_rate",
+            "decay_share",
+            "weight_decay",
+            "grad_clip",
+            "skip_spikes",
+        ):
             value = getattr(self, name)
             if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < float("inf"):
                 raise BadOption(f"{name} is {value!r}, but it must be a number of at least 0.")
@@ -85,6 +111,22 @@ class TrainingOptions:
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise BadOption(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(allowed)}.")
+        for name in ("init", "parallel", "trackers"):
+            if not isinstance(getattr(self, name), str):
+                raise BadOption(f"{name} is {getattr(self, name)!r}, but it must be text.")
+        check_names(self.trackers)
+        if self.dtype == "float16":
+            raise BadOption(
+                "dtype float16 is not trained in: its range is so small that gradients vanish without warning. "
+                "bfloat16 is as fast and has none of that."
+            )
+        if self.batch_tokens:
+            if self.batch_tokens % self.context:
+                raise BadOption(
+                    f"batch_tokens = {self.batch_tokens} is no multiple of context = {self.context}; choose one."
+                )
+            # The one field that another one decides; a resolved recipe says both alike.
+            object.__setattr__(self, "batch_size", self.batch_tokens // self.context)
         if self.micro_batch_size and self.batch_size % self.micro_batch_size:
             raise BadOption(
                 f"micro_batch_size = {self.micro_batch_size} does not divide batch_size = {self.batch_size}; "
@@ -138,7 +180,16 @@ _CHOICES: Mapping[str, tuple[str, ...]] = {
     "optimizer": ("adamw", "muon"),
     "schedule": ("cosine", "wsd"),
     "dtype": ("float32", "bfloat16"),
+    "parallel": ("auto", "ddp", "fsdp"),
 }
+
+HOW = frozenset(
+    (
+        *("steps", "eval_every", "eval_tokens", "sample_every", "save_every", "keep"),
+        *("device", "threads", "compile", "parallel", "trackers"),
+    )
+)
+"""Fields that may change when a run goes on: they say how long, how often and where, not what is learnt."""
 
 
 def _cosine(floor: float, step: int, steps: int) -> float:

@@ -6,35 +6,32 @@
       samples/step-000500.txt
       loss.png
       lock                    held while a process writes here
-      latest, best            the name of a checkpoint each
-      checkpoints/step-000500/            a Hugging Face directory
-        training/optimizer.safetensors    with what resuming needs beside it
-        training/state.json
+      latest, best, checkpoints/    see checkpoints.py
 
 It knows nothing of how a step is made.
 """
 
 import json
-import shutil
+import os
+import platform
+import secrets
 import tempfile
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
-from gpt2.checkpoint import read_directory, write_directory
-from gpt2.errors import BadCheckpoint, BadData, BadOption, Busy
-from gpt2.files import write_atomically
+from gpt2.errors import BadData, BadOption, Busy, Error
+from gpt2.files import is_temporary, remove_temporary, write_atomically
 from gpt2.model import GPT2
 from gpt2.tokenizer import Tokenizer
+from gpt2.training.checkpoints import Checkpoints, reason
+from gpt2.training.optimizer import Optimizer
 from gpt2.training.options import TrainingOptions, read_recipe
+from gpt2.training.ranks import Ranks
 
 
 class RunFolder:
@@ -42,22 +39,24 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.checkpoints = Checkpoints(path)
+        self._token = ""
 
     @classmethod
     def create(cls, path: Path) -> "RunFolder":
         """A new run's folder, not yet on disk; raises BadOption if something is there already or it cannot be made."""
-        if path.exists() and (not path.is_dir() or any(file.name != "lock" for file in path.iterdir())):
-            raise BadOption(
-                f"{path} is there already; choose another --out, or go on with `gpt2 train --resume {path}`."
-            )
         above = path.absolute()
-        while not above.exists():
-            above = above.parent
         try:
+            if path.exists() and (not path.is_dir() or not all(_is_nothing(file) for file in path.iterdir())):
+                raise BadOption(
+                    f"{path} is there already; choose another --out, or go on with `gpt2 train --resume {path}`."
+                )
+            while not above.exists():
+                above = above.parent
             # Only trying tells: permissions, read-only disks and full ones have nothing else in common.
-            tempfile.TemporaryDirectory(prefix=".gpt2-", dir=above).cleanup()
+            tempfile.TemporaryDirectory(prefix=".gpt2-", suffix=".tmp", dir=above).cleanup()
         except OSError as error:
-            raise BadOption(f"{path} cannot be made: {above}: {error.strerror}. Choose another --out.") from None
+            raise BadOption(f"{path} cannot be made: {above}: {reason(error)}. Choose another --out.") from None
         return cls(path)
 
     @classmethod
@@ -67,38 +66,80 @@ class RunFolder:
         if not recipe.is_file():
             raise BadOption(f"{path} is no run folder: it has no recipe.toml.")
         options = TrainingOptions.from_mapping(read_recipe(str(recipe)), str(recipe))
-        data = tomllib.loads(recipe.read_text(encoding="utf-8")).get("run", {}).get("data")
-        if not isinstance(data, list):
-            raise BadOption(f"{recipe} is damaged: it does not say what data the run has.")
+        run = tomllib.loads(recipe.read_text(encoding="utf-8")).get("run")
+        data = run.get("data") if isinstance(run, dict) else None
+        if not isinstance(data, list) or not all(isinstance(name, str) for name in data):
+            raise BadOption(
+                f"{recipe} is damaged: it does not say what data the run has. Give it back its last lines: "
+                '[run] and data = ["/path/to/the/text.txt"].'
+            )
         return cls(path), options, data
 
     def write_recipe(self, options: TrainingOptions, data: list[str]) -> None:
         """Writes the resolved options and the data's paths."""
         recipe = options.to_toml() + f"\n[run]\ndata = {json.dumps(data)}\n"
-        write_atomically(self.path / "recipe.toml", recipe.encode())
+        with self._writing("recipe.toml"):
+            write_atomically(self.path / "recipe.toml", recipe.encode())
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Holds the folder against other processes; raises Busy if one has it."""
-        self.path.mkdir(parents=True, exist_ok=True)
+    def locked(self, ranks: Ranks) -> Iterator[None]:
+        """Holds the folder against other runs, in the first process of this one, and clears away what a kill left.
+
+        The system lets go of it when a process dies, so a file `lock` that is left over bars nobody.
+        Raises Busy if another run has it, BadOption if nothing can be written there.
+        """
+        if not ranks.is_first:
+            yield
+            return
         lock = FileLock(self.path / "lock")
         try:
+            self.path.mkdir(parents=True, exist_ok=True)
             lock.acquire(timeout=0)
         except Timeout:
-            raise Busy(f"Another process is training in {self.path}; wait for it, or choose another --out.") from None
+            raise Busy(
+                f"Another process is training in {self.path}{self._holder()}; wait for it, or choose another --out."
+            ) from None
+        except OSError as error:
+            raise BadOption(f"{self.path} cannot be written to ({reason(error)}), so no run can go on there.") from None
         try:
-            # What a killed process left half-written.
-            for stale in (self.path / "checkpoints").glob(".*.tmp"):
-                shutil.rmtree(stale)
+            token = f"process {os.getpid()} on {platform.node()}, {secrets.token_hex(4)}"
+            with self._writing("lock"):
+                # In place: a file renamed over it would not be the one that is locked.
+                (self.path / "lock").write_text(token, encoding="utf-8")
+            self._token = token
+            for folder in (self.path, self.path / "samples"):
+                remove_temporary(folder)
+            self.checkpoints.sweep()
             yield
         finally:
+            self._token = ""
             lock.release()
+
+    def _holder(self) -> str:
+        """Who says in the file `lock` that it is theirs, as a part of a sentence; nothing where nobody does."""
+        try:
+            token = (self.path / "lock").read_text(encoding="utf-8", errors="replace")
+        except OSError:  # there is none, or (Windows) nobody else may read it
+            return ""
+        return f" ({token})" if token else ""
+
+    @contextmanager
+    def _writing(self, what: str) -> Iterator[None]:
+        """Around every write: into the folder that was locked, and with one sentence for whatever goes wrong."""
+        # No comparison of inodes: some network file systems change them.
+        if self._token and (not self.path.is_dir() or self._holder() not in ("", f" ({self._token})")):
+            raise Error(
+                f"{self.path} was deleted, moved or taken over by another run while this one was on, so this one ends. "
+                "If it was moved, go on from there with `gpt2 train --resume`."
+            )
+        with self.checkpoints.writing(what):
+            yield
 
     # Metrics
 
     def log(self, line: dict[str, Any]) -> None:
         """Appends a line to metrics.jsonl."""
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+        with self._writing("metrics.jsonl"), (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(line, allow_nan=False) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -121,117 +162,53 @@ class RunFolder:
                 )
         return metrics
 
-    def forget_after(self, step: int) -> None:
-        """Drops the metrics of steps after this one: a resumed run makes them again."""
+    def take_up(self, step: int, best_step: int | None, keep: int) -> None:
+        """Makes the folder what it was when the checkpoint of `step` had just been saved, so that a run goes on there.
+
+        Measurements of later steps are dropped, for they are made again. Later checkpoints stay until they are.
+        """
         kept = [line for line in self.metrics() if line["step"] <= step]
-        write_atomically(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept).encode())
+        with self._writing("metrics.jsonl"):
+            write_atomically(self.path / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in kept).encode())
+            self.checkpoints.point_best(best_step)
+            self.checkpoints.prune(keep, step)
 
     def write_sample(self, step: int, text: str) -> None:
         """Keeps a text that the model wrote."""
-        write_atomically(self.path / "samples" / f"{_name(step)}.txt", text.encode())
+        with self._writing("A sample"):
+            write_atomically(self.path / "samples" / f"step-{step:06d}.txt", text.encode())
 
     # Checkpoints
 
-    def checkpoint(self, pointer: str = "latest") -> Path | None:
-        """The checkpoint that a pointer file (`latest`, `best`) names, None without the file.
-
-        Raises BadCheckpoint if the file names nothing that is there.
-        """
-        name = self._pointed(pointer)
-        if name is None:
-            return None
-        present = self._checkpoints()
-        path = next((path for path in present if path.name == name), None)
-        if path is None:
-            advice = f"write {present[-1].name} into it" if present else "delete it, and the run begins again"
-            raise BadCheckpoint(
-                f"{self.path / pointer} says {name!r}, which is no checkpoint in {self.path / 'checkpoints'}; {advice}."
-            )
-        return path
-
-    def _pointed(self, pointer: str) -> str | None:
-        file = self.path / pointer
-        return file.read_text(encoding="utf-8", errors="replace").strip() if file.is_file() else None
-
-    def _checkpoints(self) -> list[Path]:
-        """What is whole in the folder of checkpoints, oldest first."""
-        found = [path for path in (self.path / "checkpoints").glob("step-*") if path.name[5:].isdecimal()]
-        return sorted(found, key=lambda path: int(path.name[5:]))
-
     def save(
-        self, step: int, network: GPT2, tokenizer: Tokenizer, optimizer: dict[str, Tensor], state: dict[str, Any]
-    ) -> Path:
-        """Writes a checkpoint and points `latest` at it; `state` is JSON."""
-        path = self.path / "checkpoints" / _name(step)
+        self,
+        step: int,
+        network: GPT2,
+        tokenizer: Tokenizer,
+        optimizer: Optimizer,
+        state: dict[str, Any],
+        ranks: Ranks,
+        keep: int,
+    ) -> None:
+        """Writes a checkpoint, points at it, and deletes all but the newest `keep` (0: none) and the best.
 
-        def beside(folder: Path) -> None:
-            (folder / "training").mkdir()
-            save_file({key: value.contiguous() for key, value in optimizer.items()}, folder / "training" / _OPTIMIZER)
-            (folder / "training" / "state.json").write_text(
-                json.dumps(state | {"step": step}, indent=2, allow_nan=False) + "\n"
-            )
+        `state` is JSON, its `best_step` the checkpoint that is best. Every rank calls it. Raises Error.
+        """
+        if ranks.is_first:
+            self._sync_metrics()
+        self.checkpoints.save(step, network, tokenizer, optimizer, state, ranks)
+        if ranks.is_first:
+            self.checkpoints.prune(keep, step)
 
-        write_directory(network, tokenizer, path, beside=beside)
-        self.point("latest", step)
-        return path
-
-    def point(self, pointer: str, step: int) -> None:
-        """Points `latest` or `best` at the checkpoint of a step."""
-        write_atomically(self.path / pointer, f"{_name(step)}\n".encode())
-
-    def load(self) -> tuple[GPT2, Tokenizer, dict[str, Tensor], dict[str, Any]]:
-        """Network, tokenizer, optimiser and state of the latest checkpoint; raises BadCheckpoint if there is none."""
-        path = self.checkpoint()
-        if path is None:
-            raise BadCheckpoint(f"{self.path} has no checkpoint yet.")
-        network, tokenizer = read_directory(path)
-        # Copies: the weights are mapped to a file that `prune` deletes later, which Windows would not allow.
-        network.load_state_dict({name: tensor.clone() for name, tensor in network.state_dict().items()}, assign=True)
-        folder = path / "training"
-        try:
-            state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-            _check_state(state)
-            return network, tokenizer, load_file(folder / _OPTIMIZER), state
-        except (OSError, ValueError, SafetensorError) as error:
-            others = [other.name for other in self._checkpoints() if other != path]
-            advice = f"write {others[-1]} into {self.path / 'latest'}" if others else "start the run anew"
-            raise BadCheckpoint(
-                f"{folder} is damaged, so the run cannot be resumed from it ({error}); {advice}."
-            ) from None
-
-    def prune(self, keep: int) -> None:
-        """Deletes all but the newest `keep` checkpoints and those that are pointed at; 0 keeps all."""
-        if not keep:
-            return
-        pointed = {self._pointed("latest"), self._pointed("best")}
-        for path in self._checkpoints()[:-keep]:
-            if path.name not in pointed:
-                shutil.rmtree(path)
+    def _sync_metrics(self) -> None:
+        # The metrics up to a checkpoint must outlast a power cut as it does.
+        path = self.path / "metrics.jsonl"
+        with self._writing("metrics.jsonl"):
+            if path.is_file():
+                with path.open("r+b") as file:
+                    os.fsync(file.fileno())
 
 
-_OPTIMIZER = "optimizer.safetensors"
-
-
-# What resuming reads from state.json, and what each may be.
-_STATE: dict[str, tuple[type, ...]] = {
-    "step": (int,),
-    "data": (str,),
-    "seconds": (int, float),
-    "best": (int, float, NoneType),
-    "best_step": (int, NoneType),
-}
-
-
-def _check_state(state: Any) -> None:
-    """Raises ValueError for a state.json that is no such thing."""
-    if not isinstance(state, dict):
-        raise ValueError(f"state.json holds a {type(state).__name__}, not an object")
-    for key, kinds in _STATE.items():
-        if key not in state:
-            raise ValueError(f"state.json lacks {key}")
-        if not isinstance(state[key], kinds) or isinstance(state[key], bool):
-            raise ValueError(f"state.json says {key} = {state[key]!r}")
-
-
-def _name(step: int) -> str:
-    return f"step-{step:06d}"
+def _is_nothing(file: Path) -> bool:
+    """Whether a file in a folder is what a run leaves that was stopped before it began."""
+    return file.name == "lock" or is_temporary(file)

@@ -9,9 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt2.errors import BadData, Notice
-from gpt2.training.data import Batches, find_files, read_documents, split, to_ids
+from gpt2.errors import BadData, BadOption, Notice
+from gpt2.shards import ShardWriter, open_shards
+from gpt2.tokenizer import Tokenizer, learn, write_tokenizer
+from gpt2.training import TrainingOptions, data
+from gpt2.training.data import Batches, Part, find_files, open_data, read_documents, scattered, split, to_ids
 from tests.helpers import byte_tokenizer
+from tests.unit.test_shards_foreign import TEXTS, llmc, nanogpt
 
 
 def test_a_text_file_is_one_document_and_a_jsonl_line_is_one(tmp_path):
@@ -154,3 +158,218 @@ def test_a_byte_order_mark_is_no_text(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone")
     (tmp_path / "b.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "two"}\n')
     assert list(read_documents([tmp_path])) == ["one", "two"]
+
+
+def corpus(folder, tokenizer, training, validation=()):
+    """A corpus folder as `gpt2 corpus build` makes it, in small shards."""
+    for prefix, texts in (("train", training), ("validation", validation)):
+        with ShardWriter(folder, prefix, tokenizer, 50, block_tokens=16) as writer:
+            for text in texts:
+                writer.add(tokenizer.encode(text))
+    write_tokenizer(tokenizer, folder)
+    return folder
+
+
+LINES = [f"line {number} of a small corpus" for number in range(60)]
+
+
+class TestBatchesOfShards:
+    def test_equal_to_those_of_the_array(self, tmp_path):
+        tokenizer = byte_tokenizer()
+        shards = open_shards(corpus(tmp_path, tokenizer, LINES))
+        ids = to_ids(LINES, tokenizer)
+        assert len(shards.paths) > 20
+        for context in (1, 10, 64, 5000):
+            ours, theirs = Batches(shards, context, 3, seed=2), Batches(ids, context, 3, seed=2)
+            assert (ours.window, ours.windows) == (theirs.window, theirs.windows)
+            for step in (0, 1, 7, 100):
+                assert all(torch.equal(a, b) for a, b in zip(ours.at(step), theirs.at(step), strict=True))
+
+    def test_the_order_of_an_array_is_what_it_was_in_the_first_release(self):
+        # Figures from the first release: a run that was begun with it goes on with the same data.
+        batches = Batches(np.arange(1000, dtype=np.int32), 10, 4, 7)
+        assert batches.at(3)[0][:, 0].tolist() == [19, 29, 949, 919]
+        assert batches.at(30)[0][:, 0].tolist() == [938, 618, 928, 38]
+
+    def test_a_step_opens_only_what_it_reads(self, tmp_path):
+        shards = open_shards(corpus(tmp_path, byte_tokenizer(), LINES))
+        read = []
+
+        class Watched:
+            def __len__(self):
+                return len(shards)
+
+            def read(self, start, count):
+                read.append((start, count))
+                return shards.read(start, count)
+
+        batches = Batches(Watched(), 8, 6, seed=0)
+        inputs, targets = batches.rows(5, range(2, 4))
+        assert len(read) == 2
+        assert {count for _, count in read} == {9}
+        whole = batches.at(5)
+        assert torch.equal(inputs, whole[0][2:4])
+        assert torch.equal(targets, whole[1][2:4])
+
+    def test_the_rows_of_all_ranks_are_the_batch(self):
+        batches = Batches(np.arange(500, dtype=np.int32), 8, 6, seed=3)
+        parts = [batches.rows(4, range(start, start + 2))[0] for start in (0, 2, 4)]
+        assert torch.equal(torch.cat(parts), batches.at(4)[0])
+        assert batches.rows(4, range(0))[0].shape == (0, 8)
+        with pytest.raises(IndexError):
+            batches.rows(4, range(5, 7))
+
+    def test_an_array_that_cannot_be_written_to_is_read_without_a_warning(self, recwarn):
+        ids = np.arange(100, dtype=np.int32)
+        ids.flags.writeable = False
+        Batches(ids, 8, 2, 0).at(0)
+        assert not recwarn.list
+
+
+class TestManyWindows:
+    @settings(max_examples=50, deadline=None)
+    @given(size=st.integers(1, 3000), seed=st.integers(0, 9))
+    def test_scattered_is_a_permutation(self, size, seed):
+        keys = np.random.default_rng(seed).integers(2**64, size=6, dtype=np.uint64).tolist()
+        assert sorted(scattered(place, size, keys) for place in range(size)) == list(range(size))
+
+    def test_scattered_leaves_no_order_behind(self):
+        size, keys = 10**9, np.random.default_rng(0).integers(2**64, size=6, dtype=np.uint64).tolist()
+        places = np.array([scattered(place, size, keys) for place in range(4000)])
+        assert abs(np.corrcoef(np.arange(4000), places)[0, 1]) < 0.08
+        assert abs(np.corrcoef(places[:-1], places[1:])[0, 1]) < 0.08
+        counts = np.histogram(places, bins=20, range=(0, size))[0]
+        assert counts.min() > 120
+        assert counts.max() < 280
+
+    def test_an_epoch_of_many_windows_reads_each_once(self, monkeypatch):
+        monkeypatch.setattr(data, "_LISTED", 10)
+        batches = Batches(np.arange(1000, dtype=np.int32), 10, 7, seed=11)
+        data._epoch.cache_clear()
+        try:
+            steps = range(-(-batches.windows // 7))
+            starts = torch.cat([batches.at(step)[0][:, 0] for step in steps])[: batches.windows].tolist()
+        finally:
+            data._epoch.cache_clear()
+        assert len(set(starts)) == batches.windows
+        assert starts != sorted(starts)
+
+    def test_billions_of_tokens_cost_neither_time_nor_memory(self):
+        class Endless:
+            def __len__(self):
+                return 10**12
+
+            def read(self, start, count):
+                return np.arange(start % 1000, start % 1000 + count, dtype=np.int32)
+
+        batches = Batches(Endless(), 1024, 512, seed=1)
+        import tracemalloc
+
+        tracemalloc.start()
+        inputs, _ = batches.at(10**6)
+        assert tracemalloc.get_traced_memory()[1] < 50_000_000
+        tracemalloc.stop()
+        assert inputs.shape == (512, 1024)
+
+
+class TestOpenData:
+    def test_text_as_ever(self, tmp_path):
+        for number, line in enumerate(LINES):
+            (tmp_path / f"{number}.txt").write_text(line)
+        options = TrainingOptions(validation=0.2)
+        opened = open_data([tmp_path], options, byte_tokenizer())
+        parts = split(read_documents([tmp_path]), 0.2)
+        assert (
+            opened.training.read(0, len(opened.training)).tolist() == to_ids(parts.training, byte_tokenizer()).tolist()
+        )
+        assert opened.validation_bytes == sum(map(len, parts.validation))
+        assert opened.tokenizer == byte_tokenizer()
+
+    def test_text_learns_a_vocabulary_or_takes_gpt2s(self, tmp_path):
+        (tmp_path / "a.txt").write_text("the cat sat on the mat " * 50)
+        notes = []
+        options = TrainingOptions(vocab_size=260)
+        opened = open_data([tmp_path], options, note=notes.append)
+        assert opened.tokenizer.vocab_size == 260
+        assert notes[0] == "learning a vocabulary of 260 tokens"
+        assert open_data([tmp_path], TrainingOptions()).tokenizer == Tokenizer.gpt2()
+
+    def test_a_corpus_folder(self, tmp_path):
+        tokenizer = learn(LINES, 280)
+        folder = corpus(tmp_path, tokenizer, LINES[6:], LINES[:6])
+        notes = []
+        opened = open_data([folder], TrainingOptions(), note=notes.append)
+        assert opened.tokenizer == tokenizer
+        assert opened.validation_bytes == sum(map(len, LINES[:6]))
+        assert opened.validation.read(0, len(opened.validation)).tolist() == to_ids(LINES[:6], tokenizer).tolist()
+        assert opened.training.read(0, len(opened.training)).tolist() == to_ids(LINES[6:], tokenizer).tolist()
+        assert notes == [f"{len(opened.training):,} tokens to train on, {len(opened.validation):,} held out"]
+        by_name = open_data(sorted(folder.glob("*.safetensors")), TrainingOptions())
+        assert by_name.fingerprint == opened.fingerprint
+
+    def test_the_fingerprint_tells_changed_shards(self, tmp_path):
+        tokenizer = byte_tokenizer()
+        first = open_data([corpus(tmp_path / "a", tokenizer, LINES, LINES[:3])], TrainingOptions())
+        same = open_data([corpus(tmp_path / "b", tokenizer, LINES, LINES[:3])], TrainingOptions())
+        other = open_data([corpus(tmp_path / "c", tokenizer, LINES, LINES[:4])], TrainingOptions())
+        assert first.fingerprint == same.fingerprint != other.fingerprint
+
+    def test_no_vocabulary_is_learnt_from_tokens(self, tmp_path):
+        folder = corpus(tmp_path, byte_tokenizer(), LINES)
+        with pytest.raises(BadOption, match="vocab_size = 300 asks for a vocabulary to be learnt, but the tokens"):
+            open_data([folder], TrainingOptions(vocab_size=300))
+
+    def test_shards_of_another_tokenizer_are_refused(self, tmp_path):
+        folder = corpus(tmp_path, byte_tokenizer(), LINES)
+        with pytest.raises(BadData, match="holds tokens of another tokenizer"):
+            open_data([folder], TrainingOptions(), Tokenizer.gpt2())
+        write_tokenizer(Tokenizer.from_merges([(0, 1)]), folder)
+        with pytest.raises(BadData, match="holds tokens of another tokenizer"):
+            open_data([folder], TrainingOptions())
+
+    @pytest.mark.parametrize("make", [nanogpt, llmc])
+    def test_other_programs_tokens(self, tmp_path, make):
+        ids, held = make(tmp_path / "train.bin", TEXTS * 3), make(tmp_path / "val.bin", TEXTS[:1])
+        opened = open_data([tmp_path], TrainingOptions())
+        assert opened.tokenizer == Tokenizer.gpt2()
+        assert opened.training.read(0, len(opened.training)).tolist() == ids.tolist()
+        assert opened.validation.read(0, len(opened.validation)).tolist() == held.tolist()
+        assert opened.validation_bytes is None
+        named = open_data([tmp_path / "val.bin", tmp_path / "train.bin"], TrainingOptions())
+        assert named.fingerprint == opened.fingerprint
+
+    def test_tokens_without_validation_give_up_their_last_share(self, tmp_path):
+        ids = nanogpt(tmp_path / "train.bin", TEXTS * 10)
+        notes = []
+        opened = open_data([tmp_path], TrainingOptions(validation=0.25), note=notes.append)
+        cut = int(len(ids) * 0.75)
+        assert opened.training.read(0, cut).tolist() == ids[:cut].tolist()
+        assert opened.validation.read(0, len(opened.validation)).tolist() == ids[cut:].tolist()
+        assert "the last 25 % of its tokens is held out" in notes[0]
+        with pytest.raises(IndexError):
+            opened.training.read(cut - 1, 2)
+        whole = open_data([tmp_path], TrainingOptions(validation=0.0))
+        assert (len(whole.training), len(whole.validation)) == (len(ids), 0)
+        assert whole.fingerprint != opened.fingerprint
+
+    def test_what_cannot_be_used(self, tmp_path):
+        nanogpt(tmp_path / "val.bin")
+        with pytest.raises(BadData, match="validation alone"):
+            open_data([tmp_path], TrainingOptions())
+        (tmp_path / "text.txt").write_text("text")
+        with pytest.raises(BadData, match=r"holds tokens and .*text\.txt text"):
+            open_data([tmp_path / "val.bin", tmp_path / "text.txt"], TrainingOptions())
+        (tmp_path / "train.bin").write_bytes(b"\x01\x00" * 3)
+        (tmp_path / "val.bin").unlink()
+        with pytest.raises(BadData, match="3 tokens cannot be split"):
+            open_data([tmp_path], TrainingOptions())
+        with pytest.raises(BadData, match=r"nowhere\.bin cannot be read"):
+            open_data([tmp_path / "nowhere.bin"], TrainingOptions())
+
+
+def test_a_part_is_bounded():
+    part = Part(np.arange(10, dtype=np.int32), 3, 4)
+    assert (len(part), part.read(1, 3).tolist()) == (4, [4, 5, 6])
+    for start, count in ((-1, 2), (3, 2)):
+        with pytest.raises(IndexError):
+            part.read(start, count)

@@ -1,5 +1,7 @@
 """The picture of the losses says what was measured."""
 
+import math
+
 import matplotlib.figure
 import pytest
 
@@ -25,6 +27,7 @@ def lines(tmp_path, monkeypatch):
         drawn = {line.get_label(): list(zip(*line.get_data(), strict=True)) for line in axes.get_lines()}
         return drawn, [text.get_text() for text in axes.texts]
 
+    draw.figures = figures
     return draw
 
 
@@ -52,4 +55,44 @@ def test_a_score_of_more_tokens_at_the_end_is_no_part_of_the_line(lines):
 def test_one_step_and_no_validation(lines):
     drawn, texts = lines([{"step": 1, "train_loss": 3.0}])
     assert drawn["training, each batch"] == [(1, 3.0)]
-    assert texts == []
+    assert texts == [" 3.000"]
+
+
+def falling(steps):
+    """Losses as they fall: from 11 to 4 at once, then slowly to 3, with one spike."""
+    losses = [3 + 8 * math.exp(-step / 20) + (1 - step / steps) for step in range(steps)]
+    losses[steps // 2] = 9.0
+    return [{"step": step + 1, "train_loss": loss, "tokens": 1000 * (step + 1)} for step, loss in enumerate(losses)]
+
+
+def test_many_steps_are_drawn_as_few_points_and_lose_nothing(lines):
+    metrics = falling(20_000)
+    lines(metrics)
+    axes = lines.figures[-1].axes[0]
+    (band,) = axes.collections
+    corners = band.get_paths()[0].vertices
+    assert len(corners) < 5000
+    assert len(axes.get_lines()[0].get_xdata()) < 2000
+    # The spike is there, and so is the last step.
+    assert corners[:, 1].max() == pytest.approx(max(line["train_loss"] for line in metrics))
+    assert 9.0 in corners[:, 1]
+    assert axes.get_lines()[0].get_xdata()[-1] == 20_000
+    assert axes.get_xlabel() == "step (20 million tokens in all)"
+
+
+@pytest.mark.parametrize("steps", [500, 20_000])
+def test_the_fall_of_the_first_steps_leaves_room_for_the_rest(lines, steps):
+    lines([*falling(steps), validation(steps // 2, 3.6, 100), validation(steps, 3.1, 100)])
+    low, high = lines.figures[-1].axes[0].get_ylim()
+    assert 2.5 < low < 3.0
+    assert 4.0 < high < 5.5
+
+
+def test_the_best_validation_is_marked_where_the_last_is_worse(lines):
+    training = [{"step": step, "train_loss": 3.0} for step in range(1, 5)]
+    drawn, texts = lines([*training, validation(2, 3.2, 100), validation(4, 3.5, 100)])
+    assert drawn["best, 3.200"] == [(2, 3.2)]
+    assert texts == ["3.500"]
+    low, high = lines.figures[-1].axes[0].get_ylim()
+    assert low < 3.0
+    assert high > 3.5

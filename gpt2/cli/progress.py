@@ -1,0 +1,116 @@
+"""How `gpt2 train` shows a run on stderr: a bar that moves where there is a terminal, and lines that stay."""
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from gpt2.training.evaluate import Evaluation
+
+# Without a terminal a run that evaluates rarely still says that it lives: seconds between its lines.
+_SILENCE = 300.0
+
+
+class Progress:
+    """A reporter for `gpt2.training` on a console (default: stderr). Use it as a context."""
+
+    def __init__(self, console: "Console | None" = None) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+        from rich.progress import Progress as Bar
+
+        self._console = console or Console(file=sys.stderr, highlight=False)
+        self._bar = Bar(
+            TextColumn("step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[said]}"),
+            console=self._console,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task("training", visible=False, said="")
+        self._loss: float | None = None
+        self._facts: Mapping[str, float] = {}
+        # Seconds a token took, of the steps since the last line.
+        self._paces: list[float] = []
+        self._said_at = time.monotonic()
+
+    def __enter__(self) -> "Progress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def note(self, text: str) -> None:
+        """A line that stays."""
+        self._console.print(text, markup=False, soft_wrap=True)
+        self._said_at = time.monotonic()
+
+    def start(self, step: int, steps: int) -> None:
+        self._bar.update(self._task, completed=step, total=steps, visible=True)
+
+    def step(self, step: int, loss: float, tokens_per_second: float, facts: Mapping[str, float]) -> None:
+        self._loss, self._facts = loss, facts
+        self._paces.append(1 / max(tokens_per_second, 1e-9))
+        said = "  ".join([f"loss {loss:.3f}", *describe({**facts, "tokens_per_second": tokens_per_second})])
+        self._bar.update(self._task, completed=step, said=said)
+        if not self._console.is_terminal and time.monotonic() - self._said_at > _SILENCE:
+            self._line(step, "")
+
+    def evaluation(self, step: int, evaluation: "Evaluation") -> None:
+        self._line(
+            step,
+            f"  validation {evaluation.nats_per_token:.3f} nats/token, {evaluation.bits_per_byte:.3f} bits/byte",
+        )
+
+    def sample(self, step: int, text: str) -> None:
+        indented = "\n".join(f"    {line}" for line in text.strip().splitlines())
+        self.note(f"sample at step {step}:\n{indented}")
+
+    def _line(self, step: int, validation: str) -> None:
+        """A line that stays, with the mean speed since the last one."""
+        facts = dict(self._facts)
+        if self._paces:
+            mean = len(self._paces) / sum(self._paces)
+            # What follows from the speed is told of the same steps.
+            share = mean / facts.get("tokens_per_second", mean)
+            facts |= {name: facts[name] * share for name in ("flops_per_second", "mfu") if name in facts}
+            facts["tokens_per_second"] = mean
+        train = "" if self._loss is None else f"  train {self._loss:.3f}"
+        self.note("  ".join([f"step {step:>6}{train}{validation}", *describe(facts)]))
+        self._paces.clear()
+
+
+def describe(facts: Mapping[str, float]) -> list[str]:
+    """What of a step's facts people read, in a few words each: speed, share of the peak or FLOP rate, memory, rest."""
+    said = []
+    if "tokens_per_second" in facts:
+        said.append(f"{facts['tokens_per_second']:,.0f} tokens/s")
+    if "mfu" in facts:
+        said.append(f"{facts['mfu']:.1%} MFU")
+    elif "flops_per_second" in facts:
+        said.append(f"{facts['flops_per_second'] / 1e12:.3g} TFLOP/s")
+    if facts.get("memory"):
+        said.append(f"{facts['memory'] / 1e9:.1f} GB")
+    if "seconds_left" in facts:
+        said.append(f"{duration(facts['seconds_left'])} left")
+    return said
+
+
+def duration(seconds: float) -> str:
+    """A length of time in the two units that matter: "3 d 4 h", "2 h 05 min", "4 min 09 s", "12 s"."""
+    whole = max(0, round(seconds))
+    minutes, seconds_left = divmod(whole, 60)
+    hours, minutes_left = divmod(minutes, 60)
+    days, hours_left = divmod(hours, 24)
+    if days:
+        return f"{days:,} d {hours_left} h"
+    if hours:
+        return f"{hours} h {minutes_left:02} min"
+    if minutes:
+        return f"{minutes} min {seconds_left:02} s"
+    return f"{whole} s"

@@ -1,0 +1,127 @@
+"""The loss that training computes: `model.py`'s, explicit in its widths, compiled or not, without a batch's logits.
+
+Nothing is cast behind anybody's back. In bfloat16 the parameters stay float32; products of matrices take bfloat16
+copies of them, and everything else (the residual stream, norms, softmax, the loss) is in float32, as the gradients are.
+The law `accumulate` holds all of it to `model.py`.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gpt2.errors import ContextOverflow
+from gpt2.model import GPT2, Block, Projection, activation
+from gpt2.training.attention import causal_attention
+from gpt2.training.cross_entropy import one_piece, summed_cross_entropy
+
+
+class Loss(nn.Module):
+    """`network.loss` in a width, compiled or not. dtype: "float32" or "bfloat16" (a float64 network keeps its own).
+
+    Compiled, the first call of a shape takes a while: on a CPU one block is compiled and all use it; on a GPU all.
+    plain: blocks run as the modules they are, in the width that their parameters have. For a network that hooks of its
+    own keep in pieces (FSDP2, which makes the bfloat16 copies, too).
+    """
+
+    def __init__(self, network: GPT2, dtype: str, compile: bool = False, plain: bool = False) -> None:
+        super().__init__()
+        self.network = network
+        self._narrow = torch.bfloat16 if dtype == "bfloat16" else None
+        self._compile, self._plain = compile, plain
+
+    def forward(self, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        """Summed cross-entropy in nats, a float32 scalar, over the targets (B, T) that are not -100.
+
+        inputs_BT: int64 (B, T). Raises ContextOverflow past the window.
+        """
+        window = self.network.config.n_positions
+        if inputs_BT.shape[1] > window:
+            raise ContextOverflow(f"{inputs_BT.shape[1]} tokens do not fit in this model's window of {window}.")
+        return self._whole(inputs_BT, targets_BT)
+
+    def _summed(self, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        network = self.network
+        hidden_BTC = network.hidden(inputs_BT) if self._plain else self._hidden(inputs_BT)
+        width = self._narrow or hidden_BTC.dtype
+        return summed_cross_entropy(
+            hidden_BTC.flatten(0, 1).to(width), network.wte.weight, targets_BT.flatten(), self._piece
+        )
+
+    def _hidden(self, inputs_BT: Tensor) -> Tensor:
+        """`network.hidden` in this width."""
+        network, config = self.network, self.network.config
+        x_BTC = F.embedding(inputs_BT, network.wte.weight) + network.wpe.weight[: inputs_BT.shape[1]]
+        x_BTC = F.dropout(x_BTC, config.embd_pdrop, network.training)
+        for block in network.h:
+            x_BTC = self._block(block, x_BTC, self._narrow or x_BTC.dtype)
+        return network.ln_f(x_BTC)  # type: ignore[no-any-return]
+
+    # What is compiled is made when it is first called: it belongs to a device, and compilers are slow to import.
+
+    @functools.cached_property
+    def _whole(self) -> Callable[[Tensor, Tensor], Tensor]:
+        return torch.compile(self._summed) if self._compile and not self._on_cpu else self._summed
+
+    @functools.cached_property
+    def _block(self) -> Callable[[Any, Tensor, torch.dtype], Tensor]:
+        return torch.compile(block_pass, dynamic=False) if self._compile and self._on_cpu else block_pass
+
+    @functools.cached_property
+    def _piece(self) -> Callable[..., Any]:
+        return torch.compile(one_piece, dynamic=False) if self._compile and self._on_cpu else one_piece
+
+    @property
+    def _on_cpu(self) -> bool:
+        return self.network.device.type == "cpu"
+
+
+def block_pass(block: Block, x_BTC: Tensor, width: torch.dtype) -> Tensor:
+    """A block's forward pass; products of matrices in `width`, the rest in the dtype of `x_BTC`."""
+    attention, mlp, config = block.attn, block.mlp, block.attn.config
+    B, T, C = x_BTC.shape
+    compiled_for_cpu = _compiled_for_cpu(x_BTC)
+
+    def project(layer: Projection, x: Tensor) -> Tensor:
+        weight, bias = layer.weight.to(width), layer.bias.to(width)
+        # A compiler adds the bias where it next reads the product, which is quicker than oneDNN on the way.
+        return x @ weight + bias if compiled_for_cpu else F.linear(x, weight.t(), bias)
+
+    def dropped(x: Tensor) -> Tensor:
+        return F.dropout(x, config.resid_pdrop, block.training)
+
+    q_BHTD, k_BHTD, v_BHTD = (
+        part.view(B, T, config.n_head, config.head_dim).transpose(1, 2)
+        for part in torch.split(project(attention.c_attn, block.ln_1(x_BTC).to(width)), C, dim=2)
+    )
+    if config.reorder_and_upcast_attn:
+        q_BHTD, k_BHTD, v_BHTD = q_BHTD.to(x_BTC.dtype), k_BHTD.to(x_BTC.dtype), v_BHTD.to(x_BTC.dtype)
+    dropout = config.attn_pdrop if block.training else 0.0
+    if compiled_for_cpu:
+        y_BHTD = causal_attention(q_BHTD, k_BHTD, v_BHTD, attention.scale, dropout)
+    else:
+        y_BHTD = F.scaled_dot_product_attention(
+            q_BHTD, k_BHTD, v_BHTD, dropout_p=dropout, is_causal=True, scale=attention.scale
+        )
+    y_BTC = y_BHTD.to(width).transpose(1, 2).reshape(B, T, C)
+    x_BTC = x_BTC + dropped(project(attention.c_proj, y_BTC))
+
+    h_BTF = project(mlp.c_fc, block.ln_2(x_BTC).to(width))
+    if compiled_for_cpu and config.activation_function in ("gelu_new", "gelu_pytorch_tanh"):
+        # (1 + tanh(u)) / 2 = sigmoid(2u), and what the compiler makes of a sigmoid is three times as fast.
+        w_BTF = h_BTF.to(x_BTC.dtype)
+        h_BTF = (w_BTF * torch.sigmoid(_SLOPE * (w_BTF + 0.044715 * w_BTF**3))).to(width)
+    else:
+        h_BTF = activation(config.activation_function, h_BTF)
+    return x_BTC + dropped(project(mlp.c_proj, h_BTF))
+
+
+def _compiled_for_cpu(x_BTC: Tensor) -> bool:
+    return x_BTC.device.type == "cpu" and torch.compiler.is_compiling()
+
+
+# 2 √(2/π)
+_SLOPE = 1.5957691216057308
