@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Annotated
 
 from gpt2.errors import Error, Notice
+from gpt2.memory import no_room
 
 try:
     import typer
@@ -89,6 +90,12 @@ def run(arguments: Sequence[str]) -> int:
             # Whoever read our output has gone.
             _give_up_output()
             return 0
+        except SystemExit as end:
+            if isinstance(end.__context__, BrokenPipeError):
+                # The library under typer ends so; to the doctor's callers its 1 would say that something is wrong.
+                _give_up_output()
+                return 0
+            raise
         except Exception as error:
             return _failed(error, debug)
 
@@ -121,6 +128,9 @@ def _failed(error: Exception, debug: bool) -> int:
         return 2
     if isinstance(error, OSError) and error.strerror:
         _say(f"{error.filename}: {error.strerror}." if error.filename is not None else f"{error.strerror}.")
+        return 2
+    if no_room(error):
+        _say("There is not enough memory for this; close other programs, or take a smaller model, --dtype or batch.")
         return 2
     _say(f"{type(error).__name__}: {' '.join(str(error).split()) or 'no message'} (our fault; --debug shows where)")
     return 1

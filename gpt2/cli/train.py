@@ -63,7 +63,10 @@ def _train(
             raise BadOption("--allow-changes is for --resume.")
         options = chosen_options(recipe, given)
     from gpt2 import training
+    from gpt2.training.allocator import keep_freed_memory
 
+    # This process is ours and does nothing else; a caller of `gpt2.train` decides for itself.
+    keep_freed_memory()
     with Progress() as reporter:
         if resume is not None:
             result = training.resume(resume, reporter, _write_sample, given, allow_changes)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from gpt2.errors import Busy
-from gpt2.generation.options import DEFAULTS, GenerationOptions, whole_number
+from gpt2.errors import BadOption, Busy
+from gpt2.generation.options import DEFAULTS, SEEDS, GenerationOptions, whole_number
 from gpt2.generation.request import Event, Request, check_options, check_window, checked_prompt, vocabulary
 from gpt2.generation.rows import Rows, Statistics
 from gpt2.generation.speculate import Proposer
@@ -26,8 +26,9 @@ class Engine:
     """Runs requests on one model: continuous batching on a fixed number of slots.
 
     model: what runs. slots: how many texts run at once; by default as many as 2 GiB of keys and values hold, at most
-    64. queue: how many requests may wait for a slot. runner: what runs the network (with its own number of slots);
-    by default the best for this machine. proposer: guesses tokens, so that several are read at once.
+    64. queue: how many requests may wait, those included that the next step will take. runner: what runs the network
+    (with its own number of slots); by default the best for this machine. proposer: guesses tokens, so that several are
+    read at once.
 
     `submit` and `cancel` may be called from any thread, and so may `step`: one thread steps at a time. The engine does
     not see when the network's weights change under it; make another one then.
@@ -101,7 +102,10 @@ class Engine:
         ids = checked_prompt(self, prompt)
         check_options(self, options)
         check_window(self, ids, options)
-        return Request(self.tokenizer, ids, options, options.seeds(1)[0] if seed is None else seed, row, listener)
+        seed = options.seeds(1)[0] if seed is None else whole_number("seed", seed, *SEEDS)
+        if listener is not None and not callable(listener):
+            raise BadOption(f"listener is {listener!r}; it must be a function that takes an event.")
+        return Request(self.tokenizer, ids, options, seed, row, listener)
 
     def enter(self, request: Request) -> None:
         """The second half of `submit`: the request waits for a slot. Raises Busy if the queue is full."""
@@ -114,7 +118,12 @@ class Engine:
             self._waiting.append(request)
 
     def cancel(self, request: Request) -> None:
-        """Gives a request up, wherever it stands; its slot is free at once, or when the step that runs has ended."""
+        """Gives a request up, wherever it stands; its slot is free at once, or when the step that runs has ended.
+
+        Raises BadOption for what is no request.
+        """
+        if not isinstance(request, Request):
+            raise BadOption(f"{request!r} is no request; cancel takes what submit gave.")
         with self._turn:
             if request.done:
                 return

@@ -6,7 +6,7 @@ Prompts and options are checked here, before anything runs. Who runs a request i
 
 import operator
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -151,8 +151,12 @@ def checked_prompt(reader: Reader, prompt: Sequence[int]) -> list[int]:
     """The prompt as a list of ids, or end of text if it is empty; raises BadPrompt for what the model cannot read."""
     size = vocabulary(reader)
     ids = []
+    if isinstance(prompt, str | bytes | bytearray) or not isinstance(prompt, Iterable):
+        raise BadPrompt(f"The prompt is {prompt!r:.80}; a request takes a list of token ids.")
     for id in prompt:
         try:
+            if isinstance(id, bool):
+                raise TypeError
             ids.append(operator.index(id))
         except TypeError:
             raise BadPrompt(f"The prompt holds {id!r}, which is no token id; ids are whole numbers.") from None
@@ -167,7 +171,9 @@ def checked_prompt(reader: Reader, prompt: Sequence[int]) -> list[int]:
 
 
 def check_options(reader: Reader, options: GenerationOptions) -> None:
-    """Raises BadOption for options that the model cannot honour."""
+    """Raises BadOption for options that the model cannot honour, and for what is none."""
+    if not isinstance(options, GenerationOptions):
+        raise BadOption(f"The options are {options!r:.80}; they must be a gpt2.GenerationOptions.")
     size = vocabulary(reader)
     for id in options.sampling.logit_bias:
         if id >= size:

@@ -21,7 +21,7 @@ from gpt2.training.options import GPT2_VOCABULARY, TrainingOptions
 from gpt2.training.ranks import Ranks
 from gpt2.training.run import RunFolder
 
-_CPU_TOKENS = 2**14
+_CPU_TOKENS = 2**12
 
 
 @dataclass(frozen=True, slots=True)

@@ -296,7 +296,7 @@ class _Run:
         assert end is not None, "data without a separator is refused when it is opened"
         # No more rows at a time than training has: what fits there fits here.
         rows = self.step.micro_batch_size
-        result = evaluate(self.network, ids, end, text_bytes, batch_size=rows, loss=self.step.loss)
+        result = evaluate(self.network, ids, end, text_bytes, batch_size=rows, loss=self.step.evaluation_loss)
         self.reporter.evaluation(step, result)
         line = {
             "step": step,

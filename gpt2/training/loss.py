@@ -30,8 +30,8 @@ class Loss(nn.Module):
     def __init__(self, network: GPT2, dtype: str, compile: bool = False, plain: bool = False) -> None:
         super().__init__()
         self.network = network
-        self._narrow = torch.bfloat16 if dtype == "bfloat16" else None
-        self._compile, self._plain = compile, plain
+        self.narrow = torch.bfloat16 if dtype == "bfloat16" else None
+        self.compiled, self._plain = compile, plain
 
     def forward(self, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """Summed cross-entropy in nats, a float32 scalar, over the targets (B, T) that are not -100.
@@ -46,7 +46,7 @@ class Loss(nn.Module):
     def _summed(self, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
         network = self.network
         hidden_BTC = network.hidden(inputs_BT) if self._plain else self._hidden(inputs_BT)
-        width = self._narrow or hidden_BTC.dtype
+        width = self.narrow or hidden_BTC.dtype
         return summed_cross_entropy(
             hidden_BTC.flatten(0, 1).to(width), network.wte.weight, targets_BT.flatten(), self._piece
         )
@@ -57,22 +57,22 @@ class Loss(nn.Module):
         x_BTC = F.embedding(inputs_BT, network.wte.weight) + network.wpe.weight[: inputs_BT.shape[1]]
         x_BTC = F.dropout(x_BTC, config.embd_pdrop, network.training)
         for block in network.h:
-            x_BTC = self._block(block, x_BTC, self._narrow or x_BTC.dtype)
+            x_BTC = self._block(block, x_BTC, self.narrow or x_BTC.dtype)
         return network.ln_f(x_BTC)  # type: ignore[no-any-return]
 
     # What is compiled is made when it is first called: it belongs to a device, and compilers are slow to import.
 
     @functools.cached_property
     def _whole(self) -> Callable[[Tensor, Tensor], Tensor]:
-        return torch.compile(self._summed) if self._compile and not self._on_cpu else self._summed
+        return torch.compile(self._summed) if self.compiled and not self._on_cpu else self._summed
 
     @functools.cached_property
     def _block(self) -> Callable[[Any, Tensor, torch.dtype], Tensor]:
-        return torch.compile(block_pass, dynamic=False) if self._compile and self._on_cpu else block_pass
+        return torch.compile(block_pass, dynamic=False) if self.compiled and self._on_cpu else block_pass
 
     @functools.cached_property
     def _piece(self) -> Callable[..., Any]:
-        return torch.compile(one_piece, dynamic=False) if self._compile and self._on_cpu else one_piece
+        return torch.compile(one_piece, dynamic=False) if self.compiled and self._on_cpu else one_piece
 
     @property
     def _on_cpu(self) -> bool:

@@ -12,14 +12,11 @@ from typing import TYPE_CHECKING
 
 from gpt2.config import GPT2Config
 from gpt2.errors import BadOption
-from gpt2.memory import total_memory
+from gpt2.memory import no_room, total_memory
 from gpt2.training.options import TrainingOptions
 
 if TYPE_CHECKING:
     import torch
-
-# What PyTorch and numpy say when there is no room; torch.OutOfMemoryError is a RuntimeError that says it too.
-_NO_ROOM = ("out of memory", "can't allocate memory", "not enough memory", "storage size calculation overflowed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +103,7 @@ def _kept(options: TrainingOptions, config: GPT2Config, window: int, width: int)
 
 
 # As training/cross_entropy.py has them (a test compares): logits that exist at once, and what widths are padded to.
-MOST_LOGITS, PADDING = 2**24, 64
+MOST_LOGITS, PADDING = 2**25, 64
 
 
 def _head(tokens: int, config: GPT2Config, width: int) -> int:
@@ -168,11 +165,6 @@ def explained(
         if no_room(error):
             raise BadOption(_advice(options, device, vocab_size, window) + then) from error
         raise
-
-
-def no_room(error: BaseException) -> bool:
-    """Whether an error says that memory has run out."""
-    return isinstance(error, MemoryError) or any(text in str(error).lower() for text in _NO_ROOM)
 
 
 def _advice(options: TrainingOptions, device: "torch.device", vocab_size: int, window: int) -> str:

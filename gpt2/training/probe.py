@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
+from gpt2.memory import no_room
 from gpt2.model import GPT2
 from gpt2.training.loss import Loss
-from gpt2.training.memory import no_room
 from gpt2.training.meter import used_memory
 from gpt2.training.optimizer import Optimizer
 from gpt2.training.options import TrainingOptions

@@ -183,11 +183,11 @@ def _sharded(loss: Loss, size: int) -> nn.Module:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
-    network, narrow = loss.network, loss._narrow
+    network, narrow = loss.network, loss.narrow
     mesh = init_device_mesh(network.device.type, (size,))
     policy = MixedPrecisionPolicy(param_dtype=narrow, reduce_dtype=torch.float32 if narrow else None)
     for block in network.h:
-        if loss._compile:
+        if loss.compiled:
             block.compile()
         fully_shard(block, mesh=mesh, mp_policy=policy)
     fully_shard(network, mesh=mesh, mp_policy=policy)

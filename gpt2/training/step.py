@@ -46,6 +46,8 @@ class Step:
         self.rows = range(ranks.rank * share, (ranks.rank + 1) * share)
         self._device = network.device
         self.loss = ranks.wrap(Loss(network, options.dtype, options.compile))
+        # Held-out windows have many lengths, each of which would be compiled anew.
+        self.evaluation_loss = self.loss if ranks.kind == "fsdp" else Loss(network, options.dtype)
         self.optimizer = Optimizer(network, options, ranks)
         self.guard = SpikeGuard(options.skip_spikes)
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from gpt2.checkpoint import LanguageModel
-from gpt2.errors import Busy, ContextOverflow, Error, Notice
+from gpt2.errors import BadOption, BadPrompt, Busy, ContextOverflow, Error, Notice
 from gpt2.generation import (
     Engine,
     Event,
@@ -632,3 +632,29 @@ def test_bad_requests_are_refused_when_they_are_made() -> None:
         with pytest.raises((Error, ContextOverflow), match=error):
             call()
     assert engine.waiting == 0
+
+
+@pytest.mark.parametrize(
+    ("prompt", "options", "more", "error"),
+    [
+        ([1], None, {"seed": "x"}, BadOption),
+        ([1], None, {"seed": 2**70}, BadOption),
+        ([1], None, {"seed": 1.5}, BadOption),
+        ([1], None, {"listener": 5}, BadOption),
+        ([1], {"max_tokens": 3}, {}, BadOption),
+        ([True], None, {}, BadPrompt),
+        (b"ab", None, {}, BadPrompt),
+        ("ab", None, {}, BadPrompt),
+        (5, None, {}, BadPrompt),
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_it_can_hurt_others(prompt, options, more, error) -> None:  # type: ignore[no-untyped-def]
+    engine = Engine(model(), slots=2)
+    good = engine.submit([1, 2], GenerationOptions(max_tokens=4), seed=1)
+    with pytest.raises(error):
+        engine.submit(prompt, options or GenerationOptions(max_tokens=2), **more)
+    while not good.done:
+        engine.step()
+    assert len(good.output) == 4
+    with pytest.raises(BadOption, match="no request"):
+        engine.cancel(None)  # type: ignore[arg-type]
