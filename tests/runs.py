@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -243,5 +243,7 @@ def free(place: Path) -> int:
 def fill(disk: Path, leave: int) -> Path:
     """Fills a disk but for so many bytes."""
     filler = disk / "filler"
-    filler.write_bytes(bytes(max(0, free(disk) - leave)))
+    # A run may write at the same time: then the disk is full before all of it is there.
+    with suppress(OSError):
+        filler.write_bytes(bytes(max(0, free(disk) - leave)))
     return filler

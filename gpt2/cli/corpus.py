@@ -1,6 +1,10 @@
 """`gpt2 corpus`: `build` makes a folder of token shards from documents, `check` reads one through."""
 
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -82,9 +86,7 @@ def build(
         Literal["local", "ray"],
         typer.Option(help="Processes of this machine, or Ray: here, or on the cluster of RAY_ADDRESS."),
     ] = "local",
-    workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes.", show_default="one for each core; 1 without the extra corpus")
-    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes.", show_default="one for each core")] = None,
     as_json: Json = False,
 ) -> None:
     """Build a corpus: documents in, token shards out, which `gpt2 train` reads.
@@ -115,7 +117,7 @@ def build(
         tokenizer=tokenizer,
         vocab_size=vocab_size,
     )
-    with _Watcher() as watcher:
+    with _stoppable(), _Watcher() as watcher:
         report = corpus.build(sources, out, options, engine=engine, workers=workers, fast=fast, watcher=watcher)
     if as_json:
         print_json({"corpus": str(out), **report})
@@ -151,6 +153,19 @@ def check(
         print("damaged" if found["damage"] else "whole")
     if found["damage"]:
         raise typer.Exit(1)
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM, which schedulers send, ends a build as Ctrl-C does: its workers and its lock go with it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 class _Watcher:

@@ -23,6 +23,7 @@ from gpt2.cli.common import (
     load_model,
     read_file,
     read_text,
+    without_line_end,
 )
 from gpt2.errors import BadOption, BadPrompt, Error, Notice
 from gpt2.generation import DEFAULTS, GenerationOptions, SamplingOptions
@@ -52,8 +53,8 @@ def command(
     prompts: Annotated[
         Path | None,
         typer.Option(
-            help='A file of prompts, run as a batch: one a line, or a .jsonl file with a field "prompt". Blank lines '
-            "do not count.",
+            help="A file of prompts, run as a batch: one a line (a blank one begins from nothing), or a .jsonl file "
+            'with a field "prompt".',
             show_default=False,
         ),
     ] = None,
@@ -236,7 +237,7 @@ def _target(out: Path | None) -> AbstractContextManager[IO[str]]:
 def _read_prompts(path: Path) -> list[str]:
     text = read_file(path)
     if path.suffix != ".jsonl":
-        prompts = [line.removesuffix("\r") for line in text.split("\n") if line.strip()]
+        prompts = [line.removesuffix("\r") for line in without_line_end(text).split("\n")] if text else []
     else:
         prompts = []
         for number, line in enumerate(text.split("\n"), 1):

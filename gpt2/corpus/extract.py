@@ -2,16 +2,16 @@
 
 `cascade` takes resiliparse's rules to the part of the page that holds its paragraphs, and hands the pages on which the
 result does not read like text to trafilatura. benchmarks/extraction.py measures it beside both alone; the figures are
-in docs/performance.md.
+in docs/corpus.md.
 """
 
 import importlib.util
 import re
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from gpt2.corpus.documents import INVALID_TEXT, SPELT_END, Document, Problems
-from gpt2.errors import BadOption, Unavailable
+from gpt2.errors import BadData, BadOption, Unavailable
 from gpt2.tokenizer import END_OF_TEXT
 
 if TYPE_CHECKING:
@@ -48,11 +48,16 @@ def check_extractor(name: str) -> None:
             raise Unavailable(f"Extracting text from pages needs {package}: install the extra `corpus` (see README).")
 
 
-def extract(document: Document, extractor: str = EXTRACTORS[0], problems: Problems | None = None) -> Document:
+def extract(
+    document: Document,
+    extractor: str = EXTRACTORS[0],
+    problems: Problems | None = None,
+    invalid: Literal["replace", "refuse"] = "replace",
+) -> Document:
     """The document with its page's text, and its title if it had none; what is no page comes back as it is.
 
-    The text is "" where the page has none. Bytes that are nothing in the page's encoding become U+FFFD; they and a
-    spelt-out end of text are counted in `problems`.
+    The text is "" where the page has none. Bytes in it that are nothing in the page's encoding become U+FFFD; they and
+    a spelt-out end of text are counted in `problems`. Raises BadData for such bytes if `invalid` is refuse.
     """
     if document.html is None:
         return document
@@ -63,6 +68,8 @@ def extract(document: Document, extractor: str = EXTRACTORS[0], problems: Proble
     tree = HTMLTree.parse(page)
     title = " ".join((tree.title or "").split())
     text = _extract(page, tree, extractor).strip()
+    if invalid == "refuse" and "\ufffd" in text:
+        raise BadData(f"{document.id}: {INVALID_TEXT} in the text of a page. Mend it, or let it be replaced.")
     if problems is not None and text:
         if "\ufffd" in text:
             problems.add(INVALID_TEXT, document.id)

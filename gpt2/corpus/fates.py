@@ -16,6 +16,7 @@ from gpt2.corpus.options import CorpusOptions
 from gpt2.corpus.parts import Parts
 from gpt2.corpus.report import EXACT_STEP, NEAR_STEP, Tally
 from gpt2.errors import Notice
+from gpt2.shards import held_out
 
 TRAIN, VALIDATION, EXACT, NEAR = range(4)
 SPLITS: dict[int, Literal["train", "validation"]] = {TRAIN: "train", VALIDATION: "validation"}
@@ -83,11 +84,8 @@ def share_out(parts: Parts, fates: Fates) -> Iterator[Stretch]:
 
 
 def _held_out(hashes: duplicates.UInt64s, share: float) -> npt.NDArray[np.bool_]:
-    """Which documents are held out: the same ones for good, because the hash of a text alone decides."""
-    held = np.asarray(hashes.astype(np.float64) / 2.0**64 < share)
-    if share and len(hashes) and not held.any():
-        # Few documents, and chance held out none: take the one with the lowest hash.
-        held = np.asarray(hashes == hashes.min())
+    """Which documents are held out: as `held_out` says, but none if that were all, because a corpus is to train on."""
+    held = held_out(hashes, share)
     if held.all():
         if share:
             warnings.warn(

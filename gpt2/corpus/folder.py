@@ -21,7 +21,7 @@ from gpt2.corpus.options import CorpusOptions
 from gpt2.corpus.report import OUT
 from gpt2.corpus.sources import Source
 from gpt2.errors import BadData, BadOption, BadTokenizer, Busy
-from gpt2.files import write_atomically
+from gpt2.files import is_temporary, write_atomically
 from gpt2.tokenizer import Tokenizer, read_tokenizer
 
 FORMAT = "gpt2-corpus 1"
@@ -38,7 +38,8 @@ def settings_of(
         changed = 0 if source.kind == "hub" else Path(source.where).stat().st_mtime_ns
         digest.update(json.dumps([source.name, source.kind, source.bytes, changed]).encode())
     if options.filters.links is not None:
-        digest.update(options.filters.links.read_bytes())
+        with options.filters.links.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
     return {
         **options.to_dict(),
         "tokenizer": tokenizer.fingerprint() if tokenizer else None,
@@ -54,7 +55,7 @@ def check_folder(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise BadOption(f"{out} is a file; choose another --out.")
     names = {path.name for path in out.iterdir()} if out.is_dir() else set()
-    if names - {"lock"} and not names & {"building", "corpus.json"}:
+    if names - {"lock"} and not _is_ours(out):
         raise BadOption(f"{out} holds something else, such as {min(names - {'lock'})}; choose another --out.")
     above = out.absolute()
     while not above.exists():
@@ -63,6 +64,15 @@ def check_folder(out: Path) -> None:
         tempfile.TemporaryDirectory(prefix=".gpt2-", dir=above).cleanup()
     except OSError as error:
         raise BadOption(f"{out} cannot be written: {above}: {error.strerror}. Choose another --out.") from None
+
+
+def _is_ours(out: Path) -> bool:
+    """Whether a build was begun or finished in a folder that is not empty; others have folders named building too."""
+    building = out / "building"
+    if (out / "corpus.json").is_file() or (building / "settings.json").is_file():
+        return True
+    # Killed while it wrote the settings.
+    return building.is_dir() and all(is_temporary(path) for path in building.iterdir())
 
 
 @contextmanager
@@ -83,10 +93,7 @@ def locked(out: Path) -> Iterator[None]:
 
 
 def begun(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """The report of a corpus that is finished; else None, and the folder is ready for this build.
-
-    Raises BadOption if it was begun with other settings.
-    """
+    """The report of a corpus that is finished; else None. Raises BadOption if it was begun with other settings."""
     finished = stored(out)
     path = out / "building" / "settings.json"
     if finished is not None:
@@ -94,7 +101,6 @@ def begun(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     elif path.is_file():
         before = json.loads(path.read_text(encoding="utf-8"))
     else:
-        write_atomically(path, json.dumps(settings).encode())
         return None
     # As JSON has it: tuples are lists there.
     now = json.loads(json.dumps(settings))
@@ -110,11 +116,17 @@ def begun(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
         raise BadOption(f"{out} was begun with other settings: {'; '.join(named)}. Choose another --out, or delete it.")
     if finished is not None:
         shutil.rmtree(out / "building", ignore_errors=True)
-    else:
-        # What a killed process left half-written.
-        for stale in (out / "building").rglob(".*.tmp"):
-            shutil.rmtree(stale, ignore_errors=True)
     return finished
+
+
+def begin(out: Path, settings: dict[str, Any]) -> None:
+    """Makes the folder ready for a build with these settings, or for going on with it."""
+    building = out / "building"
+    # What a killed process left half-written.
+    for stale in building.rglob(".*.tmp"):
+        shutil.rmtree(stale, ignore_errors=True)
+    if not (building / "settings.json").is_file():
+        write_atomically(building / "settings.json", json.dumps(settings).encode())
 
 
 def stored(out: Path) -> dict[str, Any] | None:
@@ -138,7 +150,7 @@ def check(folder: Path) -> dict[str, Any]:
     `splits`: for train and validation shards, documents, tokens and bytes of text; `damage`: a sentence for whatever is
     not what was written. Raises BadData if there is no corpus.
     """
-    from gpt2.shards import open_shards
+    from gpt2.shards import listed_shards, open_shards, shard_paths
 
     report = stored(folder)
     if report is None:
@@ -151,8 +163,10 @@ def check(folder: Path) -> dict[str, Any]:
         if tokenizer.fingerprint() != report["tokenizer"]["fingerprint"]:
             damage.append(f"{folder}: its tokenizer is not the one that it was built with.")
         for split in OUT:
-            if report["shards"][split]:
-                shards = open_shards(folder, split)
+            if listed_shards(folder, split) is None:
+                damage.append(f"{folder}: corpus.json does not say how many {split} shards there are.")
+            if paths := shard_paths(folder, split):
+                shards = open_shards(paths)
                 shards.check_tokenizer(tokenizer)
                 damage += shards.damage()
                 splits[split] = {

@@ -30,7 +30,7 @@ from gpt2.corpus.engine import Engine, check_engine, explained, opened, run
 from gpt2.corpus.extract import check_extractor
 from gpt2.corpus.fates import SPLITS, TRAIN, Stretch, count_dropped, decide, share_out
 from gpt2.corpus.filters import check_filters
-from gpt2.corpus.folder import FORMAT, begun, check_folder, locked, settings_of
+from gpt2.corpus.folder import FORMAT, begin, begun, check_folder, locked, settings_of
 from gpt2.corpus.options import CorpusOptions
 from gpt2.corpus.parts import Parts, bundle
 from gpt2.corpus.report import IN, OUT, Tally, as_text, rows
@@ -81,7 +81,8 @@ def build(
     """Builds a corpus in the folder `out`, or goes on with it; returns what corpus.json says.
 
     sources: folders, files, globs, names of data sets (see sources.py). workers: processes; default: one for each core.
-    fast: tokenise with the faster exact library of the extra `fast`.
+    fast: tokenise with the faster exact library of the extra `fast`. A script that builds with several workers does so
+    under `if __name__ == "__main__":`, because they import it.
 
     Raises BadOption for options that are wrong or not those that the folder was begun with, BadData for sources that
     cannot be read or of which nothing is left, Unavailable for what is not installed or a full disk, Busy if another
@@ -97,18 +98,20 @@ def build(
         from gpt2.tokenizer.fast import FastEncoder
 
         FastEncoder(tokenizer or Tokenizer.gpt2())
-    found = find(sources)
+    check_folder(out)
+    found = find(sources, out, watcher.note)
     if any(source.kind in ("html", "warc") for source in found):
         check_extractor(options.extractor)
     settings = settings_of(sources, found, options, tokenizer)
-    check_folder(out)
     with locked(out):
         try:
             finished = begun(out, settings)
             if finished is not None:
                 watcher.note(f"{out} is finished already: built from these sources with these options.")
                 return finished
+            # Before anything is begun, so that a wrong name does not bind the folder to it.
             check_sources(found, options.read)
+            begin(out, settings)
             with opened(engine, workers):
                 return _Build(out, found, options, settings, engine, workers, fast, watcher).run(tokenizer)
         except OSError as error:
@@ -173,9 +176,11 @@ class _Build:
         try:
             yield
         finally:
-            spent = self._seconds()
-            spent[name] = spent.get(name, 0.0) + time.monotonic() - start
-            write_atomically(self._work / "seconds.json", json.dumps(spent).encode())
+            # Where nothing was left, the folder is gone, and free for other options.
+            if self._work.is_dir():
+                spent = self._seconds()
+                spent[name] = spent.get(name, 0.0) + time.monotonic() - start
+                write_atomically(self._work / "seconds.json", json.dumps(spent).encode())
 
     def _seconds(self) -> dict[str, float]:
         path = self._work / "seconds.json"
@@ -251,8 +256,9 @@ class _Build:
                 stacklevel=2,
             )
         write_tokenizer(tokenizer, self._out)
-        write_atomically(self._out / "corpus.md", as_text(report).encode())
-        write_atomically(self._out / "corpus.json", json.dumps(report, indent=1, ensure_ascii=False).encode())
+        # A file's name need be no UTF-8.
+        write_atomically(self._out / "corpus.md", as_text(report).encode(errors="backslashreplace"))
+        write_atomically(self._out / "corpus.json", json.dumps(report, indent=1).encode())
         shutil.rmtree(self._work, ignore_errors=True)
         return report
 

@@ -61,10 +61,14 @@ class Reading:
     def document(self, text: str, url: object = None, metadata: Mapping[str, str] | None = None) -> Iterator[Document]:
         """The document of a text, or none if it is empty. Line ends and all else stay as they are."""
         try:
-            text.encode("utf-8")
+            size = len(text.encode("utf-8"))
         except UnicodeEncodeError:
             self.problem(kinds.LONE_SURROGATE)
-            text = _SURROGATE.sub("\ufffd", text)
+            text = without_surrogates(text)
+            size = len(text.encode("utf-8"))
+        if size > MOST_BYTES:
+            self.problem(kinds.TOO_LARGE)
+            return
         if not text or text.isspace():
             self.problem(kinds.EMPTY)
             return
@@ -116,8 +120,13 @@ def kept_fields(record: Mapping[str, Any]) -> dict[str, str]:
     for name in KEPT_FIELDS:
         value = record.get(name)
         if isinstance(value, str | int | float) and value != "":
-            kept.setdefault("licence" if name == "license" else name, str(value))
+            kept.setdefault("licence" if name == "license" else name, without_surrogates(str(value)))
     return kept
+
+
+def without_surrogates(text: str) -> str:
+    """The text with U+FFFD for each lone surrogate, which no encoding can write."""
+    return _SURROGATE.sub("\ufffd", text)
 
 
 def read_text(reading: Reading) -> Iterator[Document]:

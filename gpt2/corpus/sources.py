@@ -7,7 +7,7 @@ import glob
 import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -51,24 +51,33 @@ class Source:
     bytes: int
 
 
-def find(sources: Sequence[str]) -> list[Source]:
+def find(sources: Sequence[str], out: Path | None = None, note: Callable[[str], None] | None = None) -> list[Source]:
     """What the given paths, globs and names stand for, each file once.
 
     The order is that of the arguments, and by path inside a folder or glob. Of a folder, the files with endings that
-    can be read are taken, and hidden ones are not. A path that exists is never taken for a glob or a name. Raises
-    BadData for what is not there or cannot be read.
+    can be read are taken, and hidden ones are not; how many others there are is told to `note`. Folders that are links
+    are followed once. A path that exists is never taken for a glob or a name. What lies in `out`, where the corpus is
+    made, is no source. Raises BadData for what is not there or cannot be read.
     """
     found: list[Source] = []
+    others: list[str] = []
     seen: set[str] = set()
     names: dict[str, int] = {}
+    made = os.path.realpath(out) if out is not None else None
     for given in sources:
-        for name, path in _expand(given):
+        for name, path in _expand(given, made, others):
+            key = given if path is None else os.path.realpath(path)
+            if path is not None and made is not None and Path(key).is_relative_to(made):
+                continue
             kind = "hub" if path is None else kind_of(path)
             if kind is None:
                 raise BadData(f"{path} is of no kind that can be read: {_KINDS_READ}.")
-            key, where, size = given, given, 0
+            where, size = given, 0
             if path is not None:
-                key, where, size = os.path.realpath(path), str(path), path.stat().st_size
+                try:
+                    where, size = str(path), path.stat().st_size
+                except OSError as error:
+                    raise _unreadable(error) from None
             if key in seen:
                 continue
             seen.add(key)
@@ -78,6 +87,8 @@ def find(sources: Sequence[str]) -> list[Source]:
             found.append(Source(unique, kind, where, size))
     if not found:
         raise BadData("There are no sources: give files, folders, globs, or names of data sets.")
+    if others and note is not None:
+        note(f"Files of other kinds are left out: {len(others):,}, such as {others[0]}.")
     return found
 
 
@@ -91,15 +102,16 @@ def kind_of(path: Path) -> Kind | None:
     return _SUFFIXES.get(suffixes[-1]) if suffixes else None
 
 
-def _expand(given: str) -> Iterable[tuple[str, Path | None]]:
-    """Names and paths of one argument; no path for a data set on the hub."""
+def _expand(given: str, made: str | None, others: list[str]) -> Iterable[tuple[str, Path | None]]:
+    """Names and paths of one argument; no path for a data set on the hub. Files that cannot be read go to `others`."""
     path = Path(given).expanduser()
     if path.is_dir():
-        inside = [(f"{path.resolve().name}/{relative}", path / relative) for relative in _inside(path)]
+        inside = [(f"{path.resolve().name}/{relative}", path / relative) for relative in _inside(path, made)]
         known = [(name, file) for name, file in inside if kind_of(file) is not None]
         if not known:
             held = f"{len(inside)} files of other kinds, such as {inside[0][1].name}" if inside else "no files"
             raise BadData(f"{given} holds nothing that can be read: {held}. What can be: {_KINDS_READ}.")
+        others += [name for name, file in inside if kind_of(file) is None]
         return known
     if path.is_file():
         return [(path.name, path)]
@@ -117,14 +129,30 @@ def _expand(given: str) -> Iterable[tuple[str, Path | None]]:
     raise BadData(f"{given} is not here: no file, no folder, no glob that matches, and no owner/name of a data set.")
 
 
-def _inside(folder: Path) -> list[str]:
-    """The files of a folder and its folders, by path, without hidden ones."""
+def _inside(folder: Path, made: str | None) -> list[str]:
+    """The files of a folder and its folders, by path, without hidden ones and without the folder `made`."""
     files: list[str] = []
-    for directory, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+    # Links can lead in a circle.
+    seen = {made, os.path.realpath(folder)}
+    for directory, folders, names in os.walk(folder, onerror=_refuse, followlinks=True):
+        shown = sorted(name for name in folders if not name.startswith("."))
+        folders.clear()
+        for name in shown:
+            real = os.path.realpath(Path(directory, name))
+            if real not in seen:
+                seen.add(real)
+                folders.append(name)
         here = Path(directory).relative_to(folder)
         files += [(here / name).as_posix() for name in names if not name.startswith(".")]
     return sorted(files)
+
+
+def _refuse(error: OSError) -> None:
+    raise _unreadable(error)
+
+
+def _unreadable(error: OSError) -> BadData:
+    return BadData(f"{error.filename} cannot be read: {error.strerror}.")
 
 
 def read(source: Source, problems: Problems, options: ReadOptions | None = None) -> Iterator[Document]:

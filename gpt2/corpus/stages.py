@@ -67,7 +67,7 @@ class ReadParts:
                     continue
                 clock.lap("filters")
                 if document.html is not None:
-                    document = extract(document, options.extractor, problems)
+                    document = extract(document, options.extractor, problems, options.read.invalid)
                     tally.add(set_name, EXTRACTED, _size(document))
                     clock.lap("extraction")
                 reason = _refused(filters.after, document)
@@ -159,7 +159,7 @@ class MakeShards:
 
 def set_of(document: Document, source: Source) -> str:
     """The set that a document counts for: its own field `set`, else the folder, file or data set that was given."""
-    return document.metadata.get("set") or source.name.partition("/")[0]
+    return document.metadata.get("set") or (source.name if source.kind == "hub" else source.name.partition("/")[0])
 
 
 def _size(document: Document) -> int:

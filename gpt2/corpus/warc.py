@@ -75,7 +75,7 @@ def _document(reading: Reading, record: Any, block: bytes, is_text: bool) -> Ite
 
 
 def _answer(reading: Reading, block: bytes) -> tuple[bytes, str, str | None] | None:
-    """What an HTTP answer carries, its encodings undone, and its type and charset; None if it is an error or broken."""
+    """What an HTTP answer carries, its encodings undone, its type and charset; None for an error and what is broken."""
     from fastwarc.warc import WarcRecord, WarcRecordType
 
     # Old archives end the lines of HTTP headers with a bare line feed.
@@ -89,13 +89,17 @@ def _answer(reading: Reading, block: bytes) -> tuple[bytes, str, str | None] | N
         record.set_bytes_content(block)
         try:
             record.parse_http(auto_decode=decoding, quirks_mode=bare)
-            headers, body = record.http_headers, bytes(record.reader.read())
+            # A few bytes can be packed gigabytes.
+            headers, body = record.http_headers, bytes(record.reader.read(MOST_BYTES + 1))
             kind, charset = record.http_content_type or "", record.http_charset
         except (OSError, ValueError) as error:
             broken = str(error)
             continue
         if headers.status_code not in (None, 200):
             reading.problem(kinds.NO_PAGE)
+            return None
+        if len(body) > MOST_BYTES:
+            reading.problem(kinds.TOO_LARGE)
             return None
         # Some undid the encodings when they stored the page, and left its headers as they were.
         if decoding == "all" or _looks_like_page(body):

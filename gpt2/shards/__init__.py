@@ -5,7 +5,8 @@ Knows ids and the tokenizer that they belong to; nothing of where documents come
 
 from gpt2.shards.foreign import is_validation
 from gpt2.shards.format import BLOCK_TOKENS, MOST_TOKENS, token_lengths
-from gpt2.shards.reader import Shards, open_shards, shard_paths
+from gpt2.shards.heldout import digest, held_out
+from gpt2.shards.reader import Shards, is_corpus, listed_shards, open_shards, shard_paths
 from gpt2.shards.writer import ShardWriter
 
 __all__ = [
@@ -13,7 +14,11 @@ __all__ = [
     "MOST_TOKENS",
     "ShardWriter",
     "Shards",
+    "digest",
+    "held_out",
+    "is_corpus",
     "is_validation",
+    "listed_shards",
     "open_shards",
     "shard_paths",
     "token_lengths",

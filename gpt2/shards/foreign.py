@@ -16,8 +16,9 @@ from gpt2.tokenizer import Tokenizer
 
 _HEADER = 256 * 4
 _LLMC, _LLMC_VERSION, _LLMC_LLAMA = 20240520, 1, 20240801
-# Every file of llm.c's begins with a date; as uint16 these are no ids of GPT-2's, so they begin no nanoGPT file.
-_LLMC_DATES = range(20240000, 20260000)
+# What llm.c's files begin with: tokens, evaluations, checkpoints, vocabularies. The lower half of each is above 50,256
+# and so, read as a first token, no id of GPT-2's: no file of nanoGPT's begins like that.
+_LLMC_MAGIC = frozenset({20240326, 20240327, 20240328, _LLMC, 20240522, 20240527, _LLMC_LLAMA, 20240803})
 
 _SPLITS = {"train": "train", "validation": "val"}
 
@@ -56,7 +57,7 @@ def open_foreign(path: Path) -> TokenFile:
         raise BadData(f"{path} cannot be read ({error.strerror}).") from None
     size = state[1]
     magic = struct.unpack("<i", start[:4])[0] if size >= 4 else 0
-    offset = _HEADER if magic in _LLMC_DATES else 0
+    offset = _HEADER if magic in _LLMC_MAGIC else 0
     if offset:
         _check_llmc(path, start, size)
     elif size % 2:

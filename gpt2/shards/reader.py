@@ -39,23 +39,39 @@ def open_shards(source: Path | Sequence[Path], split: str = "train") -> "Shards"
 
 
 def shard_paths(folder: Path, split: str) -> list[Path]:
-    """The files of a split in a folder, in order; none if it has none. Raises BadData for a gap in their numbers."""
-    paths = sorted(folder.glob(f"{split}-[0-9]*.safetensors"))
-    expected = [folder / f"{split}-{number:05d}.safetensors" for number in range(_listed(folder, split) or len(paths))]
+    """The files of a split in a folder, in order; none if it has none.
+
+    Raises BadData, naming the file, for a gap in their numbers, and where `corpus.json` lists more or fewer.
+    """
+    paths, listed = sorted(folder.glob(f"{split}-[0-9]*.safetensors")), listed_shards(folder, split)
+    count = len(paths) if listed is None else listed
+    expected = [folder / f"{split}-{number:05d}.safetensors" for number in range(count)]
     if missing := next((path for path in expected if path not in paths), None):
         raise BadData(f"{missing} is missing: the folder's {split} shards are not complete. Build or fetch it again.")
-    if len(paths) > len(expected):
-        raise BadData(f"{paths[-1]} does not belong to the corpus: {folder / 'corpus.json'} lists {len(expected)}.")
-    return paths or foreign_files(folder, split)
+    paths = paths or foreign_files(folder, split)
+    if listed is not None and (stray := next((path for path in paths if path not in expected), None)):
+        raise BadData(
+            f"{stray} does not belong to the corpus: {folder / 'corpus.json'} lists {listed} {split} shards. Remove it."
+        )
+    return paths
 
 
-def _listed(folder: Path, split: str) -> int | None:
-    """How many shards `corpus.json` says there are, if it does."""
+def listed_shards(folder: Path, split: str) -> int | None:
+    """How many shards of a split `corpus.json` says there are; None if it says nothing of them, or is not there."""
     try:
         count = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))["shards"][split]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return count if isinstance(count, int) else None
+
+
+def is_corpus(folder: Path) -> bool:
+    """Whether a folder holds a finished corpus of ours: by its `corpus.json`, whatever became of its shards."""
+    try:
+        kind = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))["format"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return False
+    return str(kind).startswith("gpt2-corpus ")
 
 
 class Shards:
@@ -145,15 +161,6 @@ class Shards:
             index += 1
         return ids
 
-    def separators(self) -> Iterator[npt.NDArray[np.int64]]:
-        """For each file, where in it the end-of-text ids stand: in front of documents (nanoGPT: behind them)."""
-        yield from map(self._separators, range(len(self._files)))
-
-    def verify(self) -> None:
-        """Reads everything and raises BadData for the first thing that is wrong. `damage` gives all of them."""
-        for sentence in self.damage():
-            raise BadData(sentence)
-
     def damage(self) -> Iterator[str]:
         """Reads everything; a sentence for each block, index or file that is not what was written."""
         for index, file in enumerate(self._files):
@@ -175,6 +182,7 @@ class Shards:
             self._forget(index)
 
     def _separators(self, index: int) -> npt.NDArray[np.int64]:
+        """Where in a file the end-of-text ids stand: in front of documents (nanoGPT: behind them)."""
         file = self._files[index]
         if file.documents is None:
             found = [np.zeros(0, dtype=np.int64)]

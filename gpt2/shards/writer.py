@@ -27,7 +27,7 @@ class ShardWriter:
     """Writes `PREFIX-00000.safetensors`, `PREFIX-00001.safetensors`, ... into a folder, each full but the last.
 
     As a context manager it closes itself; after an error it leaves the shards that were finished, and nothing else.
-    The same ids in the same order give the same bytes, however they are cut into calls.
+    The same documents in the same order give the same bytes.
     """
 
     def __init__(
@@ -83,17 +83,6 @@ class ShardWriter:
             self.tokens += len(array) + 1
             return
         self._put(self._end)
-        self._put(array)
-
-    def extend(self, ids: Numbers) -> None:
-        """Any stretch of tokens in which each document has its end-of-text id in front already: from other shards.
-
-        Raises BadData if the first token of all is none, or for an id outside the vocabulary (as `add`).
-        """
-        array = self._checked(ids)
-        if not self.tokens and len(array) and array[0] != self._end[0]:
-            raise BadData(f"The tokens begin with the id {array[0]} and not with end-of-text, {self._end[0]}.")
-        self.documents += int(np.count_nonzero(array == self._end[0]))
         self._put(array)
 
     def close(self) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Training a GPT-2 from text files into a run folder: `train` and `resume`.
+"""Training a GPT-2 into a run folder, from text files, a corpus of token shards or `.bin` files: `train` and `resume`.
 
 Options and recipes are imported at once; the rest needs torch and is imported when it is first asked for.
 """

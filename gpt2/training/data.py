@@ -1,10 +1,11 @@
 """Text files or token shards in, batches of token ids out.
 
-Documents are separate items: each is preceded by the tokenizer's end-of-text id, and never joined by text. Which
-tokens a step reads is a pure function of (seed, step), so resuming needs no replay.
+Documents of text are separate items: each is preceded by the tokenizer's end-of-text id, and never joined by text.
+Tokens come as they lie: a corpus folder's shards, nanoGPT's `.bin` files, which have that id behind each document, or
+llm.c's. Which tokens a step reads is a pure function of (seed, step), so resuming needs no replay.
 
-Text files are the small road, for what fits in memory; shards (`gpt2.shards`) are read where a step asks for them. This
-file knows nothing of models or of optimisers.
+Text is read whole and so must fit in memory; tokens (`gpt2.shards`) are read where a step asks for them, and may be of
+any number. This file knows nothing of models or of optimisers.
 """
 
 import functools
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor
 
 from gpt2.errors import BadData, BadOption, Notice
-from gpt2.shards import is_validation, open_shards, shard_paths
+from gpt2.shards import digest, held_out, is_corpus, is_validation, open_shards, shard_paths
 from gpt2.tokenizer import END_OF_TEXT, Tokenizer, learn, read_tokenizer
 from gpt2.training.options import TrainingOptions
 
@@ -31,10 +32,17 @@ Ids = npt.NDArray[np.int32]
 
 
 def find_files(paths: Sequence[Path]) -> list[Path]:
-    """The files that the paths name, a folder standing for the text files in it, in a fixed order. Raises BadData."""
+    """The files that the paths name, a folder standing for the text files in it, in a fixed order.
+
+    Raises BadData for what is not there, and for a corpus in a folder: its report and vocabulary are no text to read.
+    """
     files: list[Path] = []
     for path in paths:
         if path.is_dir():
+            corpora = sorted(found.parent for found in path.rglob("corpus.json") if is_corpus(found.parent))
+            if corpora:
+                what = "holds no text to read" if corpora[0] == path else "name it itself"
+                raise BadData(f"{corpora[0]} is a corpus; {what}.")
             inside = sorted(p for p in path.rglob("*") if p.suffix in (*TEXT_SUFFIXES, ".jsonl") and p.is_file())
             if not inside:
                 raise BadData(f"{path} holds no .txt, .md or .jsonl file.")
@@ -88,7 +96,7 @@ def _lines(file: Path) -> Iterator[str]:
                 continue
             try:
                 text = json.loads(line.removeprefix(b"\xef\xbb\xbf"))["text"]
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 raise BadData(f'{file}, line {number}: expected a JSON object with a field "text".') from None
             if not isinstance(text, str):
                 raise BadData(f'{file}, line {number}: the field "text" is {type(text).__name__}, not text.')
@@ -106,10 +114,11 @@ class Split:
 
 
 def split(documents: Iterable[str], share: float) -> Split:
-    """Holds out a share of the documents by the hash of their text, so that the same ones stay out for good.
+    """Holds out a share of the documents by the hash of their text (`shards/heldout.py`).
 
-    A single document is cut instead: its last `share`, by characters, is held out. Raises BadData when there is
-    nothing to train on, or nothing to hold out although share > 0.
+    A single document is cut instead: its last `share`, by characters, is held out. Where all would be held out, the one
+    with the lowest hash is, with its copies. Raises BadData when there is nothing to train on, or nothing to hold out
+    although share > 0.
     """
     documents = list(documents)
     if not documents:
@@ -122,22 +131,16 @@ def split(documents: Iterable[str], share: float) -> Split:
         if not 0 < cut < len(text):
             raise BadData(f"A text of {len(text)} characters cannot be split into training and validation.")
         return Split([text[:cut]], [text[cut:]])
-    held = [_hash(text) < share for text in documents]
-    if all(held) or not any(held):
-        # Few documents: chance held out all or none. Take the one with the lowest hash, and its copies.
-        lowest = min(documents, key=_hash)
-        held = [text == lowest for text in documents]
-        if all(held):
+    hashes = np.array([digest(text.encode("utf-8", "surrogatepass"))[0] for text in documents], dtype=np.uint64)
+    held = held_out(hashes, share)
+    if held.all():
+        held = hashes == hashes.min()
+        if held.all():
             raise BadData(f"All {len(documents)} documents are the same text, so none can be held out.")
     return Split(
         [text for text, out in zip(documents, held, strict=True) if not out],
         [text for text, out in zip(documents, held, strict=True) if out],
     )
-
-
-def _hash(text: str) -> float:
-    """A number in [0, 1) that the text alone decides."""
-    return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:8], "big") / 2**64
 
 
 def to_ids(documents: Sequence[str], tokenizer: Tokenizer, threads: int = 1) -> Ids:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpt2.errors import BadData
+from gpt2.errors import BadData, BadOption
 from gpt2.model import GPT2
 from gpt2.shards import token_lengths
 from gpt2.tokenizer import Tokenizer
@@ -55,14 +55,18 @@ def evaluate(
 
     `text_bytes` is the length in bytes of the documents that the ids came from (see `count_bytes`). Ids shorter than
     the window are one shorter window. loss: the network's own, unless a faster one is given. Raises BadData if there
-    is nothing to score.
+    is nothing to score, BadOption for a stride below 1 or above the window, which would leave tokens out.
     """
+    window = network.config.n_positions
+    stride = window if stride is None else stride
+    if not 1 <= stride <= window:
+        raise BadOption(f"stride is {stride}; it must be between 1 and the model's window, {window}.")
     loss = loss or network.loss
     training = network.training
     network.eval()
     nats, tokens = 0.0, 0
     device = network.device
-    for inputs, targets in _windows(ids, network.config.n_positions, stride or network.config.n_positions, batch_size):
+    for inputs, targets in _windows(ids, window, stride, batch_size):
         targets = targets.masked_fill(targets == end_of_text, -100)
         nats += float(loss(inputs.to(device), targets.to(device)))
         tokens += int((targets != -100).sum())

@@ -161,7 +161,10 @@ class TrainingOptions:
 
     def to_toml(self) -> str:
         """The options as TOML that `from_mapping` reads back."""
-        return "".join(f"{name} = {json.dumps(value)}\n" for name, value in dataclasses.asdict(self).items())
+        # Characters as they are: JSON's pairs of escapes for an emoji are no TOML.
+        return "".join(
+            f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in dataclasses.asdict(self).items()
+        )
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], source: str) -> "TrainingOptions":

@@ -77,7 +77,11 @@ class RunFolder:
 
     def write_recipe(self, options: TrainingOptions, data: list[str]) -> None:
         """Writes the resolved options and the data's paths."""
-        recipe = options.to_toml() + f"\n[run]\ndata = {json.dumps(data)}\n"
+        recipe = options.to_toml() + f"\n[run]\ndata = {json.dumps(data, ensure_ascii=False)}\n"
+        try:
+            recipe.encode()
+        except UnicodeEncodeError:
+            raise BadOption(f"A path among {data!a} is no UTF-8, so recipe.toml cannot hold it; rename it.") from None
         with self._writing("recipe.toml"):
             write_atomically(self.path / "recipe.toml", recipe.encode())
 

@@ -1,6 +1,9 @@
 """`gpt2 corpus build` and `gpt2 corpus check`: what they print, and what they say about mistakes."""
 
 import json
+import os
+import signal
+import time
 
 import pytest
 
@@ -113,6 +116,21 @@ def test_mistakes_are_one_line(build, arguments, said):
     assert answer.code == 2
     assert said in answer.err
     assert len(answer.err.splitlines()) == 1
+
+
+@pytest.mark.skipif(os.name == "nt", reason="left out: Windows has no SIGTERM")
+def test_sigterm_ends_a_build_as_ctrl_c_does(build, monkeypatch):
+    def slow(*_: object, **__: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    monkeypatch.setattr("gpt2.corpus.build", slow)
+    before = signal.signal(signal.SIGTERM, lambda *_: pytest.fail("the command did not take it"))
+    try:
+        assert build().code == 130
+        assert signal.getsignal(signal.SIGTERM) is not signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_sources_that_are_not_there_are_said(gpt2, tmp_path):

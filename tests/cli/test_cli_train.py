@@ -67,8 +67,8 @@ class Hanging(Recorder):
     def step(self, step, loss, tokens_per_second, facts):
         if step < 3:
             return
-        (self.folder / "hangs").touch()
         usual = signal.getsignal(signal.SIGINT)
+        (self.folder / "hangs").touch()
         for _ in range(10_000):
             if signal.getsignal(signal.SIGINT) is not usual:
                 (self.folder / "asked").touch()

@@ -11,7 +11,7 @@ import pytest
 from gpt2.corpus import documents as kinds
 from gpt2.corpus.documents import Document, Problems
 from gpt2.corpus.extract import EXTRACTORS, check_extractor, decode, extract
-from gpt2.errors import BadOption, Unavailable
+from gpt2.errors import BadData, BadOption, Unavailable
 
 pytest.importorskip("resiliparse")
 trafilatura = pytest.importorskip("trafilatura")
@@ -96,6 +96,13 @@ def test_bytes_that_are_nothing_and_spelt_ends_of_text_are_counted():
     assert "first\ufffd ferry <|endoftext|>" in document.text
     assert problems.counts == {kinds.INVALID_TEXT: 1, kinds.SPELT_END: 1}
     assert problems.examples[kinds.SPELT_END] == "a#7"
+
+
+def test_bytes_that_are_nothing_are_refused_where_they_are_to_be():
+    page = PAGE.replace("first ferry", "first ? ferry").encode().replace(b"?", b"\xff")
+    with pytest.raises(BadData, match="a#7: invalid UTF-8"):
+        extract(Document("a#7", "", html=page, charset="utf-8"), problems=Problems(), invalid="refuse")
+    assert "first ferry" in extract(Document("a#7", "", html=PAGE.encode()), invalid="refuse").text
 
 
 def test_extractors_are_checked_up_front(monkeypatch):

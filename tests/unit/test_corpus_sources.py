@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import os
 import pickle
 import random
 from pathlib import Path
@@ -124,6 +125,43 @@ def test_what_is_not_there_is_named(tmp_path, monkeypatch, given, message):
         find([])
 
 
+def test_folders_that_are_links_are_followed_once(tmp_path):
+    given, away = tmp_path / "given", tmp_path / "away"
+    for folder in (given, away):
+        folder.mkdir()
+        (folder / f"{folder.name}.txt").write_text(folder.name)
+    (given / "link").symlink_to(away)
+    (given / "again").symlink_to(away)
+    (away / "circle").symlink_to(given)
+    assert [source.name for source in find([str(given)])] == ["given/again/away.txt", "given/given.txt"]
+
+
+def test_what_lies_where_the_corpus_is_made_is_no_source(tmp_path):
+    for name in ("a.txt", "corpus/corpus.md", "corpus/building/b.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(name)
+    (tmp_path / "link").symlink_to(tmp_path / "corpus")
+    for given in (tmp_path, tmp_path / "**"):
+        found = find([str(given)], tmp_path / "link")
+        assert [source.name for source in found] == [f"{tmp_path.name}/a.txt"]
+
+
+def test_a_folder_that_cannot_be_read_is_said(tmp_path, monkeypatch):
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "closed").mkdir()
+    scan = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    # By hand, because no folder is closed to root.
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(BadData, match=r"closed cannot be read: Permission denied"):
+        find([str(tmp_path)])
+
+
 # Text
 
 
@@ -230,6 +268,21 @@ def test_empty_and_overlong_documents_are_counted(tmp_path, monkeypatch):
     documents, problems = everything(tmp_path)
     assert [document.id for document in documents] == [f"{tmp_path.name}/a.jsonl#5"]
     assert problems.counts == {kinds.EMPTY: 5, kinds.TOO_LARGE: 2}
+
+
+def test_rows_that_are_too_large_are_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "MOST_BYTES", 40)
+    # Bytes count, not characters.
+    write_parquet(tmp_path / "a.parquet", text=["x" * 41, "é" * 21, "é" * 20, "y"])
+    documents, problems = everything(tmp_path)
+    assert [document.text for document in documents] == ["é" * 20, "y"]
+    assert problems.counts == {kinds.TOO_LARGE: 2}
+    with pytest.raises(BadData, match="over 256 MiB"):
+        everything(tmp_path, broken="refuse")
+
+
+def test_lone_surrogates_in_kept_fields_are_replaced():
+    assert readers.kept_fields({"set": "a\ud800", "title": "\udcffb"}) == {"title": "\ufffdb", "set": "a\ufffd"}
 
 
 def test_a_wrong_field_name_is_refused_with_the_names_that_are_there(tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from gpt2.corpus import documents as kinds
+from gpt2.corpus import warc
 from gpt2.corpus.documents import Document, Problems, ReadOptions
 from gpt2.corpus.extract import extract
 from gpt2.corpus.sources import find, read
@@ -102,6 +103,20 @@ def test_a_truncated_archive_gives_what_stands_before(tmp_path, suffix, share):
     assert problems.examples[kind].startswith(f"a.{suffix}, record ")
     with pytest.raises(BadData, match=kind):
         read_all(tmp_path / f"a.{suffix}", broken="refuse")
+
+
+def test_pages_that_are_too_large_once_unpacked_are_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(warc, "MOST_BYTES", 300_000)
+    pages = [b"<html>" + b"x" * (size - 6) for size in (300_000, 300_001, 50_000_000)]
+    chunks = b"".join(b"%x\r\n%s\r\n" % (len(one), one) for one in (b"<html>", *[b"y" * 9000] * 30, b"")) + b"\r\n"
+    records = [http(gzip.compress(one), extra="Content-Encoding: gzip\r\n") for one in pages]
+    records.append(http(chunks, extra="Transfer-Encoding: chunked\r\n"))
+    (tmp_path / "a.warc").write_bytes(b"".join(record("response", "http://a.org/1", one) for one in records))
+    documents, problems = read_all(tmp_path / "a.warc")
+    assert [len(d.html) for d in documents] == [300_000, 270_006]
+    assert problems.counts == {kinds.TOO_LARGE: 2}
+    with pytest.raises(BadData, match="over 256 MiB"):
+        read_all(tmp_path / "a.warc", broken="refuse")
 
 
 def test_damage_inside_an_archive_is_counted(tmp_path):

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
+from gpt2 import corpus
 from gpt2.errors import BadData
-from gpt2.shards import open_shards, reader, token_lengths
-from gpt2.tokenizer import Tokenizer
+from gpt2.shards import open_shards, reader, shard_paths, token_lengths
+from gpt2.tokenizer import Tokenizer, write_tokenizer
 from tests.helpers import byte_tokenizer
 from tests.unit.test_shards_writer import BYTES, row, write
 
@@ -89,13 +90,12 @@ def test_only_what_is_touched_is_checked_and_damage_is_named(folder):
     shards.read(0, 300 + 32)  # the blocks in front are whole
     with pytest.raises(BadData, match=r"train-00003\.safetensors, block 2 of 7 .*damaged: its checksum"):
         shards.read(335, 1)
-    with pytest.raises(BadData, match="block 2 of 7"):
-        shards.verify()
-    assert len(list(shards.damage())) == 1
+    (sentence,) = shards.damage()
+    assert "block 2 of 7" in sentence
     assert shards.read(348, 50).tolist() == row(documents())[348:398]  # and those behind
 
 
-def test_damage_after_a_first_look_is_found_by_verify(folder):
+def test_damage_after_a_first_look_is_found(folder):
     shards = open_shards(folder)
     shards.read(0, len(shards))
     path = folder / "train-00001.safetensors"
@@ -113,16 +113,8 @@ def test_a_damaged_index_of_documents(folder):
     data = bytearray(path.read_bytes())
     data[8 + int.from_bytes(data[:8], "little") + 200] ^= 1
     path.write_bytes(data)
-    with pytest.raises(BadData, match="index of documents"):
-        open_shards(folder).verify()
-    with pytest.raises(BadData, match="index of documents"):
-        list(open_shards(folder).separators())
-
-
-def test_separators_are_where_documents_begin(folder):
-    shards = open_shards(folder)
-    found = np.concatenate([at + 100 * number for number, at in enumerate(shards.separators())])
-    assert found.tolist() == [place for place, index in enumerate(row(documents())) if index == BYTES.end_of_text]
+    (sentence,) = open_shards(folder).damage()
+    assert "train-00000.safetensors is damaged: its index of documents" in sentence
 
 
 @pytest.mark.parametrize("left", [0, 4, 40, 600])
@@ -192,6 +184,53 @@ def test_corpus_json_tells_of_a_missing_last_shard_and_of_one_too_many(folder):
     open_shards(folder)
 
 
+@pytest.mark.parametrize("stray", ["validation-00000.safetensors", "val.bin"])
+def test_a_stray_file_is_refused_where_corpus_json_lists_none(folder, stray):
+    count = len(list(folder.glob("train-*")))
+    (folder / "corpus.json").write_text(json.dumps({"shards": {"train": count, "validation": 0}}))
+    assert shard_paths(folder, "validation") == []
+    (folder / stray).write_bytes((folder / "train-00000.safetensors").read_bytes())
+    with pytest.raises(BadData, match=rf"{stray} does not belong to the corpus: .*lists 0 validation shards"):
+        shard_paths(folder, "validation")
+    (folder / "corpus.json").write_text(json.dumps({"shards": {"train": count}}))
+    assert shard_paths(folder, "validation") == [folder / stray]  # not listed is not the same as none
+
+
+class TestCheck:
+    """`gpt2 corpus check` of a folder made by hand."""
+
+    @pytest.fixture
+    def whole(self, folder):
+        write_tokenizer(BYTES, folder)
+        report = {
+            "format": "gpt2-corpus 1",
+            "tokenizer": {"fingerprint": BYTES.fingerprint()},
+            "shards": {"train": len(list(folder.glob("train-*"))), "validation": 0},
+            "total": {"tokens": len(row(documents()))},
+        }
+        (folder / "corpus.json").write_text(json.dumps(report))
+        return folder, report
+
+    def test_a_stray_shard_of_a_split_without_any_is_damage(self, whole):
+        folder, _ = whole
+        assert corpus.check(folder)["damage"] == []
+        stray = folder / "validation-00000.safetensors"
+        stray.write_bytes((folder / "train-00000.safetensors").read_bytes())
+        (sentence,) = corpus.check(folder)["damage"]
+        assert sentence.startswith(f"{stray} does not belong to the corpus")
+
+    def test_a_report_without_shards_is_damage(self, whole):
+        folder, report = whole
+        del report["shards"]
+        (folder / "corpus.json").write_text(json.dumps(report))
+        found = corpus.check(folder)
+        assert found["splits"]["train"]["tokens"] == report["total"]["tokens"]
+        assert found["damage"] == [
+            f"{folder}: corpus.json does not say how many {split} shards there are."
+            for split in ("train", "validation")
+        ]
+
+
 def test_an_empty_folder(tmp_path):
     with pytest.raises(BadData, match="holds no validation shards"):
         open_shards(tmp_path, "validation")
@@ -241,7 +280,7 @@ def test_memory_stays_flat(tmp_path):
     shards = open_shards(tmp_path)
     token_lengths(BYTES)
     tracemalloc.start()
-    shards.verify()
+    assert list(shards.damage()) == []
     assert shards.read(10**6, 1000).sum() == 1000 - 1 + BYTES.end_of_text
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

@@ -46,6 +46,12 @@ def test_bad_files_are_named(tmp_path, name, content, message):
         list(read_documents([tmp_path / name]))
 
 
+def test_a_line_that_is_nested_too_deep_is_named(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "x"}\n{"text": ' + b"[" * 200_000 + b"\n")
+    with pytest.raises(BadData, match="line 2: expected a JSON object"):
+        list(read_documents([tmp_path]))
+
+
 def test_missing_and_empty_places_are_named(tmp_path):
     with pytest.raises(BadData, match="is no file and no folder"):
         find_files([tmp_path / "nowhere"])
@@ -139,6 +145,20 @@ def test_one_token_is_too_few():
 def test_a_file_named_twice_is_read_once(tmp_path):
     (tmp_path / "a.txt").write_text("x")
     assert find_files([tmp_path, tmp_path / "a.txt", tmp_path / ".." / tmp_path.name / "a.txt"]) == [tmp_path / "a.txt"]
+
+
+def test_a_corpus_deeper_down_is_not_read_as_text(tmp_path):
+    mine = tmp_path / "all" / "mine"
+    mine.mkdir(parents=True)
+    (tmp_path / "all" / "a.txt").write_text("text")
+    (mine / "corpus.md").write_text("| came in | 5 |")
+    (mine / "corpus.json").write_text(json.dumps({"format": "another program's"}))
+    assert len(find_files([tmp_path])) == 2
+    (mine / "corpus.json").write_text(json.dumps({"format": "gpt2-corpus 1", "shards": {"train": 0, "validation": 0}}))
+    with pytest.raises(BadData, match=r"mine is a corpus; name it itself\."):
+        open_data([tmp_path], TrainingOptions())
+    with pytest.raises(BadData, match=r"mine is a corpus; holds no text to read\."):
+        open_data([mine], TrainingOptions())
 
 
 def test_copies_of_a_text_are_never_on_both_sides():

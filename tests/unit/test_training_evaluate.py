@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from gpt2.errors import BadData
+from gpt2.errors import BadData, BadOption
 from gpt2.shards import ShardWriter, open_shards
 from gpt2.training.data import Part, to_ids
 from gpt2.training.evaluate import _windows, count_bytes, evaluate
@@ -50,6 +50,13 @@ def test_the_loss_is_what_a_plain_loop_gives(stride):
     assert result.tokens == text_bytes  # a byte is a token here, and the separators are not scored
     assert result.nats == pytest.approx(nats, rel=1e-5)
     assert result.bits_per_byte == pytest.approx(nats / math.log(2) / text_bytes, rel=1e-5)
+
+
+@pytest.mark.parametrize("stride", [-1, 0, 17])
+def test_a_stride_that_leaves_tokens_out_is_refused(stride):
+    model = tiny_model(window=16)
+    with pytest.raises(BadOption, match=rf"stride is {stride}; it must be between 1 and the model's window, 16"):
+        evaluate(model.network, to_ids(DOCUMENTS, model.tokenizer), 256, 100, stride=stride)
 
 
 def test_the_mode_of_the_network_is_left_as_it_was():

@@ -10,6 +10,7 @@ import pytest
 from gpt2.errors import BadCheckpoint, BadData, BadOption, Error
 from gpt2.training import resume, train
 from gpt2.training.loss import Loss
+from gpt2.training.run import RunFolder
 from tests.helpers import Recorder
 from tests.unit.test_training_loop import OPTIONS, TEXT
 
@@ -309,3 +310,13 @@ def test_an_out_that_is_a_file(text, tmp_path):
     (tmp_path / "run").write_text("a file")
     with pytest.raises(BadOption, match="is there already"):
         train(SMALL, [text], tmp_path / "run", Recorder())
+
+
+def test_a_recipe_holds_any_path_that_is_text_and_refuses_others(tmp_path):
+    run = RunFolder.create(tmp_path / "run")
+    data = ["/data/ü 🎹.txt", '/data/"quoted"\\.txt']
+    run.write_recipe(replace(SMALL, init="./🎹"), data)
+    _, options, found = RunFolder.open(tmp_path / "run")
+    assert (options.init, found) == ("./🎹", data)
+    with pytest.raises(BadOption, match="no UTF-8"):
+        run.write_recipe(SMALL, ["/data/\udce9.txt"])
