@@ -182,7 +182,13 @@ def names(run: Path) -> list[str]:
 
 
 def litter(run: Path) -> list[str]:
-    return [str(path) for path in run.rglob("*") if path.name.endswith(".tmp")]
+    # os.walk, because a run that is still writing renames and removes folders while they are listed.
+    return [
+        f"{folder}/{name}"
+        for folder, folders, files in os.walk(run)
+        for name in (*folders, *files)
+        if name.endswith(".tmp")
+    ]
 
 
 def check_whole(run: Path) -> int:
