@@ -14,6 +14,7 @@ import importlib
 import json
 import os
 import resource
+import signal
 import statistics
 import subprocess
 import sys
@@ -80,7 +81,10 @@ def _compare(shape: str, options: argparse.Namespace) -> dict[str, Any]:
     steps: dict[str, list[dict[str, float]]] = {program: [] for program in workers}
     for _ in range(options.repeats):
         for program, worker in workers.items():
-            steps[program].append(worker.step())
+            try:
+                steps[program].append(worker.step())
+            except (BrokenPipeError, json.JSONDecodeError):
+                raise SystemExit(f"{program} ended on shape {shape}: {worker.last_words()}") from None
     tokens = SHAPES[shape].rows * SHAPES[shape].n_positions
     seconds = {program: statistics.median(step["seconds"] for step in done) for program, done in steps.items()}
     ratios = {}
@@ -129,7 +133,14 @@ class _Worker:
             self.first = self.step()
             self.step()
         except (BrokenPipeError, json.JSONDecodeError):
-            self.error = (self._process.communicate()[1].strip().splitlines() or ["no reason given"])[-1]
+            self.error = self.last_words()
+
+    def last_words(self) -> str:
+        """Why the process ended."""
+        said = self._process.communicate()[1].strip().splitlines()
+        if self._process.returncode == -signal.SIGKILL:
+            return "killed, most likely because memory was full; compare fewer at a time with --programs"
+        return said[-1] if said else "no reason given"
 
     def step(self) -> dict[str, float]:
         return self._ask("step")
