@@ -2,7 +2,7 @@
 
     python -m benchmarks.heldout heldout.jsonl [--wikitext wiki.test.raw] --model bookworm [--model runs/NAME ...]
 
-heldout.jsonl is what `scripts/prepare_corpus.py` writes (text, set, id). Protocol: `gpt2.training.evaluate`'s with a
+heldout.jsonl is what `scripts/prepare_corpus.py` writes (text, set, id). Protocol: `gpt2.evaluation.perplexity`'s, a
 stride of half the window, every document by itself behind the end-of-text id, which is read and not scored. Of a long
 document an excerpt from its middle is scored (`--bytes`), since an interval wants many documents more than long ones.
 WikiText-2 raw is scored as one document, as the file is; its articles serve for the interval alone.
@@ -15,6 +15,7 @@ the same samples. What was scored is kept in `--cache`, so that a model is score
 import argparse
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,18 +23,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from torch.nn import functional as F
 
 from gpt2.checkpoint import LanguageModel, load
-from gpt2.model import GPT2
+from gpt2.evaluation.intervals import Floats, resampled
+from gpt2.evaluation.perplexity import token_nats
 from gpt2.tokenizer import Tokenizer
 
-SAMPLES = 2000
 WIKITEXT = "WikiText-2 raw test"
 _ARTICLE = re.compile(r"^ = (?!=)(.*?) = *$", re.MULTILINE)
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,43 +43,20 @@ class Piece:
     bytes: int
 
 
-@torch.inference_mode()
-def token_nats(network: GPT2, ids: Sequence[int], rows: int = 4) -> Floats:
-    """The loss in nats of every id but the first, each seen once, with a stride of half the window."""
-    context = network.config.n_positions
-    stride = context // 2
-    losses = np.zeros(len(ids) - 1)
-    starts = [0]
-    while starts[-1] + context < len(ids) - 1:
-        starts.append(starts[-1] + stride)
-    # Windows of full length together, the last one by itself.
-    groups = [starts[i : min(i + rows, len(starts) - 1)] for i in range(0, len(starts) - 1, rows)] + [starts[-1:]]
-    for group in groups:
-        windows = torch.tensor([list(ids[start : start + context + 1]) for start in group])
-        logits = network(windows[:, :-1]).float()
-        nats = F.cross_entropy(logits.transpose(1, 2), windows[:, 1:], reduction="none").double().numpy()
-        for start, row in zip(group, nats, strict=True):
-            # What the window before did not reach.
-            new = 0 if start == 0 else context - stride
-            losses[start + new : start + len(row)] = row[new:]
-    return losses
-
-
-def score(model: LanguageModel, documents: Sequence[tuple[str, str]], rows: int) -> list[Piece]:
+def score(model: LanguageModel, documents: Sequence[tuple[str, str]]) -> list[Piece]:
     """Documents (set, text), each by itself."""
     tokenizer = model.tokenizer
-    pieces = []
-    for name, text in documents:
-        ids = [_end(tokenizer), *tokenizer.encode(text)]
-        pieces.append(Piece(name, float(token_nats(model.network, ids, rows).sum()), len(text.encode())))
-    return pieces
+    costs = token_nats(model, ([_end(tokenizer), *tokenizer.encode(text)] for _, text in documents))
+    return [
+        Piece(name, float(nats.sum()), len(text.encode())) for (name, text), nats in zip(documents, costs, strict=True)
+    ]
 
 
-def score_by_article(model: LanguageModel, text: str, name: str, rows: int) -> list[Piece]:
+def score_by_article(model: LanguageModel, text: str, name: str) -> list[Piece]:
     """One document, taken apart at its headings after it was scored as a whole."""
     tokenizer = model.tokenizer
     ids = tokenizer.encode(text)
-    nats = token_nats(model.network, [_end(tokenizer), *ids], rows)
+    [nats] = token_nats(model, [[_end(tokenizer), *ids]])
     starts = [len(text[: match.start()].encode()) for match in _ARTICLE.finditer(text)]
     edges = [0, *starts[1:], len(text.encode())]
     ends = np.cumsum([len(tokenizer.decode_bytes([token])) for token in ids])
@@ -91,24 +66,15 @@ def score_by_article(model: LanguageModel, text: str, name: str, rows: int) -> l
     return [Piece(name, float(sums[i]), edges[i + 1] - edges[i]) for i in range(len(edges) - 1)]
 
 
-def interval(pieces: Sequence[Piece], seed: int = 1) -> tuple[float, Floats]:
-    """Bits per byte, and those of every sample of the pieces."""
-    nats, sizes = np.array([p.nats for p in pieces]), np.array([p.bytes for p in pieces], dtype=np.float64)
-    # The same draws for every model: pieces are in the same order.
-    draws = np.random.default_rng(seed).integers(len(pieces), size=(SAMPLES, len(pieces)))
-    samples = nats[draws].sum(1) / sizes[draws].sum(1) / np.log(2)
-    return float(nats.sum() / sizes.sum() / np.log(2)), samples
-
-
 def table(scored: dict[str, list[Piece]]) -> list[dict[str, Any]]:
     """A line for each set and model: bits per byte, interval, and the ratio to the first model with its interval."""
     first = next(iter(scored))
     lines = []
     for name in dict.fromkeys(piece.set for piece in scored[first]):
         chosen = {model: [p for p in pieces if p.set == name] for model, pieces in scored.items()}
-        base, base_samples = interval(chosen[first])
+        base, base_samples = _bits_per_byte(chosen[first])
         for model, pieces in chosen.items():
-            value, samples = interval(pieces)
+            value, samples = _bits_per_byte(pieces)
             line: dict[str, Any] = {"set": name, "model": model, "bits_per_byte": round(value, 4)}
             line["interval"] = [round(float(v), 4) for v in np.percentile(samples, (2.5, 97.5))]
             line |= {"pieces": len(pieces), "bytes": sum(p.bytes for p in pieces)}
@@ -119,6 +85,13 @@ def table(scored: dict[str, list[Piece]]) -> list[dict[str, Any]]:
                 ]
             lines.append(line)
     return lines
+
+
+def _bits_per_byte(pieces: Sequence[Piece]) -> tuple[float, Floats]:
+    """Bits per byte, and those of every sample of the pieces; the same draws for every model."""
+    values = np.array([(piece.nats / math.log(2), piece.bytes) for piece in pieces])
+    nats, sizes = values.sum(axis=0)
+    return float(nats / sizes), resampled(values)
 
 
 def _end(tokenizer: Tokenizer) -> int:
@@ -150,7 +123,6 @@ def main() -> None:
     parser.add_argument("--wikitext", type=Path)
     parser.add_argument("--model", action="append", required=True, help="name or folder; the first is compared with")
     parser.add_argument("--bytes", type=int, default=8_000, help="characters of a document that are scored at most")
-    parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--cache", type=Path, default=Path("build/heldout"))
     parser.add_argument("--out", type=Path, help="where the table goes as JSON")
     options = parser.parse_args()
@@ -163,8 +135,8 @@ def main() -> None:
         model = load(name)
         kept = options.cache / f"{_fingerprint(model)}-{texts}.json"
         if not kept.is_file():
-            pieces = score_by_article(model, wikitext, WIKITEXT, options.rows) if wikitext else []
-            pieces += score(model, documents, options.rows)
+            pieces = score_by_article(model, wikitext, WIKITEXT) if wikitext else []
+            pieces += score(model, documents)
             kept.parent.mkdir(parents=True, exist_ok=True)
             kept.write_text(json.dumps([[p.set, p.nats, p.bytes] for p in pieces]), encoding="utf-8")
         scored[name] = [Piece(*each) for each in json.loads(kept.read_text(encoding="utf-8"))]

@@ -3,7 +3,8 @@
 python -m benchmarks.perplexity --text wiki.test.raw valid.jsonl.zst [--model bookworm] [--tokens N]
 
 The arithmetic between the weights is float32, so the figures are those of the weights alone. Text files are one
-document each; of `.jsonl` and `.jsonl.zst` files every line is one (its field `text`). Windows do not overlap.
+document each; of `.jsonl` and `.jsonl.zst` files every line is one (its field `text`). Documents are joined by end of
+text, which is read and not scored. Windows do not overlap.
 """
 
 import argparse
@@ -12,13 +13,14 @@ import math
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from gpt2.checkpoint import load
+from gpt2.checkpoint import LanguageModel, load
+from gpt2.evaluation.perplexity import Protocol, token_nats
 from gpt2.model import GPT2
 from gpt2.runners.calibrate import rounded
 from gpt2.training.data import to_ids
-from gpt2.training.evaluate import evaluate
 
 
 def documents(path: Path) -> list[str]:
@@ -52,10 +54,11 @@ def main() -> None:
         texts[path.name] = to_ids(documents(path), model.tokenizer)[: options.tokens]
     base: dict[str, float] = {}
     for dtype in ("float32", "bfloat16", "int8", "int4"):
-        network = narrowed(model.network, dtype)
+        narrow = LanguageModel(narrowed(model.network, dtype), model.tokenizer)
         for name, ids in texts.items():
-            found = evaluate(network, ids, model.tokenizer.end_of_text, 1, batch_size=4)
-            perplexity = math.exp(found.nats_per_token)
+            [nats] = token_nats(narrow, [ids], Protocol(stride=model.config.n_positions))
+            nats = nats[ids[1:] != model.tokenizer.end_of_text]
+            perplexity = math.exp(np.mean(nats))
             base.setdefault(name, perplexity)
             line = {
                 "model": model.source,
@@ -63,7 +66,7 @@ def main() -> None:
                 "dtype": dtype,
                 "perplexity": round(perplexity, 3),
                 "cost_percent": round(100 * (perplexity / base[name] - 1), 3),
-                "tokens": found.tokens,
+                "tokens": len(nats),
                 "protocol": f"windows of {model.config.n_positions} without overlap",
                 "threads": torch.get_num_threads(),
             }

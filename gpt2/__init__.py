@@ -34,13 +34,16 @@ if TYPE_CHECKING:
         DraftModel,
         Engine,
         GenerationOptions,
+        Item,
         PromptLookup,
         SamplingOptions,
+        Score,
         TokenLogprob,
         generate,
         next_tokens,
         stream,
     )
+    from gpt2.generation.score import score
     from gpt2.model import GPT2
     from gpt2.tokenizer import IncrementalDecoder, Tokenizer
     from gpt2.training import TrainingOptions, resume, train
@@ -65,11 +68,13 @@ __all__ = [
     "GPT2Config",
     "GenerationOptions",
     "IncrementalDecoder",
+    "Item",
     "KVCache",
     "LanguageModel",
     "Notice",
     "PromptLookup",
     "SamplingOptions",
+    "Score",
     "TokenLogprob",
     "Tokenizer",
     "TrainingOptions",
@@ -81,6 +86,7 @@ __all__ = [
     "next_tokens",
     "read_directory",
     "resume",
+    "score",
     "shipped",
     "stream",
     "train",
@@ -95,6 +101,7 @@ _HOMES = {
     **dict.fromkeys(["SIZES", "GPT2Config"], "config"),
     **dict.fromkeys(["Candidate", "Completion", "DraftModel", "Engine", "PromptLookup", "TokenLogprob"], "generation"),
     **dict.fromkeys(["GenerationOptions", "SamplingOptions", "generate", "next_tokens", "stream"], "generation"),
+    **dict.fromkeys(["Item", "Score", "score"], "generation.score"),
     **dict.fromkeys(["GPT2"], "model"),
     **dict.fromkeys(["IncrementalDecoder", "Tokenizer"], "tokenizer"),
     **dict.fromkeys(["TrainingOptions", "resume", "train"], "training"),

@@ -3,7 +3,7 @@
     python scripts/prepare_corpus.py FOLDER OUT [--without COPIES.json]
 
 FOLDER holds part-*.jsonl.zst and valid.jsonl.zst. OUT gets train.jsonl, validation.jsonl and heldout.jsonl, a document
-a line (text, set, title, part, id). A document is held out by the hash of its text, `gpt2.training.data`'s, so that no
+a line (text, set, title, part, id). A document is held out by the hash of its text, `gpt2.shards.heldout`'s, so that no
 order of files and no later run can move it to the other side:
 
 - below 0.01 in every part: what the first shipped model, which read parts 0 to 2, left out. These are validation.jsonl,
@@ -16,13 +16,14 @@ in the text trained on; they are trained on no more than before.
 """
 
 import argparse
-import hashlib
 import json
 import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from gpt2.shards import digest
 
 FIRST_MODEL_PARTS = ("part-0", "part-1", "part-2")
 FIRST_MODEL_SHARE = 0.01
@@ -42,8 +43,8 @@ def read(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def place(text: str) -> float:
-    """A number in [0, 1) that the text alone decides: the one by which `gpt2.training.data.split` holds out."""
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
+    """A number in [0, 1) that the text alone decides: the one by which training holds out."""
+    return digest(text.encode())[0] / 2**64
 
 
 def side(document: dict[str, Any], part: str) -> str:

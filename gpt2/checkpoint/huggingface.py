@@ -30,7 +30,10 @@ TOKENIZER = ("tokenizer.json", "vocab.json", "merges.txt", "encoder.json", "voca
 
 # What people have instead of weights that can be read, and what to do about it.
 _OTHERS = (
-    ("adapter_model.safetensors", "a LoRA adapter; merge it into its base model first"),
+    (
+        "adapter_model.safetensors",
+        "a LoRA adapter, which is read where no config.json lies beside it",
+    ),
     ("tf_model.h5", "Keras weights; save the model as safetensors with transformers first"),
     ("flax_model.msgpack", "Flax weights; save the model as safetensors with transformers first"),
 )

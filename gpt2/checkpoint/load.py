@@ -45,14 +45,17 @@ def shipped() -> list[str]:
 def load(
     name: str | Path = DEFAULT_MODEL,
     *,
+    adapter: str | Path | None = None,
     revision: str | None = None,
     device: str = "cpu",
     dtype: str | torch.dtype = "float32",
 ) -> LanguageModel:
     """A model that is ready to run: in evaluation mode, without gradients.
 
-    name: see `locate`. revision: a branch, tag or commit of a hub name. device: as PyTorch names them ("cpu", "cuda",
-    "cuda:1", "mps"). dtype: "float32", "bfloat16", "int8" or "int4", whatever the file has.
+    name: see `locate`; a folder with a LoRA adapter means that adapter on the base that it names. adapter: such a
+    folder (or the run that left it), to be added to the model of this name. revision: a branch, tag or commit of a hub
+    name. device: as PyTorch names them ("cpu", "cuda", "cuda:1", "mps"). dtype: "float32", "bfloat16", "int8" or
+    "int4", whatever the file has.
 
     On the CPU, weights that have the dtype already stay mapped to their file: a folder of any size is open at once,
     and replacing it (by renaming, as every writer here does) leaves the loaded model as it was.
@@ -70,10 +73,10 @@ def load(
     wanted, target = _dtype(dtype), find_device(device)
     if wanted in QUANTISED and target.type != "cpu":
         raise BadOption(f"dtype {wanted} runs on the CPU only; on {device}, use float32 or bfloat16.")
-    path = locate(name, revision)
+    path, base = _adapted(locate(name, revision), adapter)
     # Before the files are opened: should they be replaced meanwhile, what is read is not taken for the older.
-    stamp = _stamp(path)
-    weights, tokenizer = _open(path)
+    stamp = _stamp(path, base)
+    weights, tokenizer = _open(path, base)
     width = torch.bfloat16 if wanted == "bfloat16" else torch.float32
     if wanted == "float32" or target.type != "cpu":
         network = weights.network(width)
@@ -81,10 +84,10 @@ def load(
     weights.stamp = stamp
 
     def network_now() -> GPT2:
-        if _stamp(path) != stamp:
+        if _stamp(path, base) != stamp:
             raise BadCheckpoint(f"{path} has changed since this model was loaded; load it again.")
         # A mapping of its own, so that whoever changes the network does not change what is packed.
-        return _open(path)[0].network(width).requires_grad_(False).eval()
+        return _open(path, base)[0].network(width).requires_grad_(False).eval()
 
     return LanguageModel(network_now, tokenizer, str(name), path, config=weights.config, dtype=wanted, weights=weights)
 
@@ -143,22 +146,58 @@ def _latest(path: Path) -> Path:
     return checkpoints / step
 
 
-def _stamp(path: Path) -> str:
-    """Describes the files of a model without reading them; equal only if none of them changed."""
-    parts = []
+def _adapted(path: Path, adapter: str | Path | None) -> tuple[Path, Path | None]:
+    """What is to be opened, and the base if that is an adapter. Raises BadCheckpoint."""
+    from gpt2.checkpoint.adapter import is_adapter, read_adapter
+
+    if adapter is not None:
+        found = locate(adapter)
+        if not is_adapter(found):
+            raise BadCheckpoint(f"{found} is no adapter: it has no adapter_config.json, or is a model of its own.")
+        if is_adapter(path):
+            raise BadCheckpoint(f"{path} is an adapter itself; the base of another must be a whole model.")
+        return found, path
+    if not is_adapter(path):
+        return path, None
+    named = read_adapter(path).base
+    if not named:
+        raise BadCheckpoint(f"{path} does not name its base model; give both: load(base, adapter=...).")
+    try:
+        base = locate(named)
+    except (BadCheckpoint, Unavailable) as error:
+        raise type(error)(
+            f"{path} is an adapter for {named}. {error} With the base elsewhere: load(base, adapter=...)."
+        ) from None
+    if is_adapter(base):
+        raise BadCheckpoint(f"{path} is an adapter for {named}, which is an adapter itself; merge that first.")
+    return path, base
+
+
+def _stamp(path: Path, base: Path | None = None) -> str:
+    """Describes the files of a model (and of its base) without reading them; equal only if none of them changed."""
+    parts = [] if base is None else [_stamp(base)]
     try:
         for file in sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]:
             stat = file.stat()
             parts.append(f"{file.name} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino}")
-            if file.name in (huggingface.CONFIG, "hparams.json"):
+            if file.name in (huggingface.CONFIG, "adapter_config.json", "hparams.json"):
                 parts.append(file.read_text(encoding="utf-8", errors="replace"))
     except OSError as error:
         raise BadCheckpoint(f"{path} cannot be read ({error.strerror}).") from None
     return "\n".join(parts)
 
 
-def _open(path: Path) -> tuple[Weights, Tokenizer]:
-    """Recognises a format by what lies there."""
+def _open(path: Path, base: Path | None = None) -> tuple[Weights, Tokenizer]:
+    """Recognises a format by what lies there; with a base, `path` is an adapter for it."""
+    if base is not None:
+        from gpt2.checkpoint.adapter import read_adapter
+
+        weights, tokenizer = _open(base)
+        if huggingface.has_tokenizer(path) and huggingface.tokenizer_of(path, weights.config) != tokenizer:
+            raise BadCheckpoint(
+                f"The tokenizer in {path} is not that of its base, {base}; they do not belong together."
+            )
+        return read_adapter(path).added(weights), tokenizer
     if path.is_dir():
         if (path / huggingface.CONFIG).is_file():
             return huggingface.open_directory(path)

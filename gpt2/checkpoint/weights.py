@@ -128,6 +128,10 @@ class Weights:
                 if name == "wte.weight" and HEAD in self._found:
                     release_pages(self._found[HEAD].tensor, self._found[HEAD].file)
 
+    def changed(self, tensors: Mapping[str, Stored]) -> "Weights":
+        """The same weights with some tensors replaced, by our names."""
+        return Weights({**self._found, **tensors}, self.config, config_source="the config")
+
     def network(self, dtype: torch.dtype = torch.float32) -> GPT2:
         """A network on the CPU; tensors that have `dtype` already are taken as they are, without a copy.
 

@@ -16,7 +16,22 @@ from gpt2.memory import no_room
 try:
     import typer
 
-    from gpt2.cli import bench, convert, corpus, doctor, generate, models, next_words, plan, tokenize, tokenizer, train
+    from gpt2.cli import (
+        bench,
+        convert,
+        corpus,
+        doctor,
+        finetune,
+        generate,
+        models,
+        next_words,
+        paper,
+        plan,
+        tokenize,
+        tokenizer,
+        train,
+    )
+    from gpt2.cli import eval as evaluate
 except KeyboardInterrupt:
     # Ctrl-C as early as this, before `run` could catch it, is no reason for a traceback either.
     raise SystemExit(130) from None
@@ -38,7 +53,10 @@ app.command("models")(models.command)
 app.command("convert")(convert.command)
 app.add_typer(corpus.app, name="corpus")
 app.command("train")(train.command)
+app.command("finetune")(finetune.command)
 app.command("plan")(plan.command)
+app.command("paper")(paper.command)
+app.command("eval")(evaluate.command)
 app.command("doctor")(doctor.command)
 app.command("bench")(bench.command)
 

@@ -1,32 +1,28 @@
 """`gpt2 plan`: what a training run takes, in memory, hours and money, before it is begun."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
 from gpt2.cli.common import Json, console, print_json
 from gpt2.cli.progress import duration
-from gpt2.cli.train import chosen_options, with_training_options
+from gpt2.cli.train import with_training_options
 from gpt2.errors import BadOption
-from gpt2.training.options import GPT2_VOCABULARY, TrainingOptions, recipe_names
+from gpt2.training.options import GPT2_VOCABULARY, TrainingOptions, chosen_options, recipe_names
 
 if TYPE_CHECKING:
     import torch
 
+    from gpt2.config import GPT2Config
     from gpt2.training.memory import Need
     from gpt2.training.plan import Cluster, Plan
-
-# Of the memory that is free here, for the run.
-_USABLE = 0.9
-# A CPU is no faster with more tokens at a time than this.
-_ENOUGH_TOKENS = 2**14
 
 
 def _plan(
     data: Annotated[
         list[Path] | None,
-        typer.Argument(help="What would be trained on; only its size is looked at.", show_default=False),
+        typer.Argument(help="What would be trained on; its size and vocabulary are looked at.", show_default=False),
     ] = None,
     recipe: Annotated[
         str | None,
@@ -54,7 +50,13 @@ def _plan(
     """
     options = chosen_options(recipe, {name: value for name, value in values.items() if value is not None})
     vocab_size = options.vocab_size or GPT2_VOCABULARY
-    document = _run(options, vocab_size, _tokens_in(data or []))
+    counted = _tokens_in(data or [])
+    if options.init:
+        shape = _shape_of(options.init)
+        options, vocab_size = options.of_shape(shape), shape.vocab_size
+    elif counted is not None and counted.vocab_size is not None:
+        vocab_size = counted.vocab_size
+    document = _run(options, vocab_size, counted)
     if kind is None:
         if gpus is not None or mfu is not None or price is not None:
             raise BadOption("--gpus, --mfu and --price plan for GPUs that are not here: name them with --kind.")
@@ -74,7 +76,20 @@ def _plan(
         show(document)
 
 
-def _run(options: TrainingOptions, vocab_size: int, data: tuple[int, bool] | None) -> dict[str, Any]:
+def _shape_of(init: str) -> "GPT2Config":
+    """The shape of the model that a run begins with; its weights are not read, and not fetched for this."""
+    from gpt2.checkpoint import load, locate
+    from gpt2.checkpoint.huggingface import CONFIG, read_config
+    from gpt2.config import SIZES
+
+    if init in SIZES:
+        return SIZES[init].config
+    path = locate(init, weights=False)
+    # In another program's file names and shapes alone are looked at, which is what this dtype does.
+    return read_config(path) if (path / CONFIG).is_file() else load(init, dtype="bfloat16").config
+
+
+def _run(options: TrainingOptions, vocab_size: int, data: "_Data | None") -> dict[str, Any]:
     """What is the same on any machine."""
     from gpt2.training.flops import FORMULA, explain, flops_per_token
 
@@ -95,22 +110,32 @@ def _run(options: TrainingOptions, vocab_size: int, data: tuple[int, bool] | Non
         "flops_explained": explain(config, options.context),
     }
     if data is not None:
-        size, counted = data
-        document |= {"data_tokens": size, "data_tokens_counted": counted, "epochs": document["tokens"] / max(size, 1)}
+        document |= {
+            "data_tokens": data.tokens,
+            "data_tokens_counted": data.vocab_size is not None,
+            "epochs": document["tokens"] / max(data.tokens, 1),
+        }
     return document
 
 
-def _tokens_in(paths: list[Path]) -> tuple[int, bool] | None:
-    """Tokens to train on, and whether they were counted; of text the number is guessed, at four bytes a token."""
+class _Data(NamedTuple):
+    """Tokens to train on, and their vocabulary. Of text that is None, and the number a guess: four bytes a token."""
+
+    tokens: int
+    vocab_size: int | None
+
+
+def _tokens_in(paths: list[Path]) -> _Data | None:
     if not paths:
         return None
     from gpt2.shards import open_shards
-    from gpt2.shards.reader import shard_paths
-    from gpt2.training.data import find_files
+    from gpt2.training.data import is_tokens
+    from gpt2.training.documents import find_files
 
-    if all(path.suffix in (".safetensors", ".bin") or (path.is_dir() and shard_paths(path, "train")) for path in paths):
-        return sum(len(open_shards(path if path.is_dir() else [path])) for path in paths), True
-    return sum(file.stat().st_size for file in find_files(paths)) // 4, False
+    if all(is_tokens(path) for path in paths):
+        shards = [open_shards(path if path.is_dir() else [path]) for path in paths]
+        return _Data(sum(map(len, shards)), shards[0].vocab_size)
+    return _Data(sum(file.stat().st_size for file in find_files(paths)) // 4, None)
 
 
 def _memory(need: "Need") -> dict[str, int]:
@@ -126,31 +151,23 @@ def _memory(need: "Need") -> dict[str, int]:
 
 
 def _here(options: TrainingOptions, vocab_size: int, wanted: bool) -> dict[str, Any]:
-    import dataclasses
-
-    import torch
-
-    from gpt2.checkpoint import find_device
     from gpt2.runners.machine import available_memory
-    from gpt2.training.memory import largest_micro_batch, need
+    from gpt2.training.allocator import keep_freed_memory
+    from gpt2.training.begin import device_of
+    from gpt2.training.memory import USABLE, largest_micro_batch, micro_batch, need
     from gpt2.training.meter import device_name
     from gpt2.training.probe import largest_that_runs
 
-    if options.threads:
-        torch.set_num_threads(options.threads)
-    device = find_device(options.device)
+    # As `gpt2 train` does, or the trial would be slower than the run.
+    keep_freed_memory()
+    device = device_of(options)
     available = available_memory(device)
-    largest = largest_micro_batch(options, vocab_size, options.context, _USABLE * available) if available else 1
+    largest = largest_micro_batch(options, vocab_size, options.context, USABLE * available) if available else 1
     tried = wanted and device.type == "cuda"
     if tried:
         largest = largest_that_runs(options, vocab_size, device, options.batch_size, largest)
-    rows = options.micro_batch_size or largest
-    if not options.micro_batch_size and device.type == "cpu":
-        # As many as are quick, of those that divide the batch.
-        most = max(1, _ENOUGH_TOKENS // options.context)
-        rows = max((n for n in range(1, min(largest, most) + 1) if options.batch_size % n == 0), default=0)
-    used = dataclasses.replace(options, batch_tokens=0, batch_size=max(rows, 1), micro_batch_size=max(rows, 1))
-    needed = need(used, vocab_size, options.context)
+    rows = micro_batch(options, vocab_size, options.context, device)
+    needed = need(options.with_rows(rows), vocab_size, options.context)
     document: dict[str, Any] = {
         "machine": device_name(device),
         "memory_available": available,
@@ -159,7 +176,7 @@ def _here(options: TrainingOptions, vocab_size: int, wanted: bool) -> dict[str, 
         "micro_batch_size": rows,
         "memory": _memory(needed),
     }
-    if wanted and rows and (largest or not available):
+    if wanted and (rows <= largest or not available):
         document |= _probed(options, vocab_size, device, rows)
     return document
 
@@ -273,7 +290,7 @@ def _show_here(document: dict[str, Any]) -> None:
     for part, name in _PARTS.items():
         size = document["memory"][part]
         if size:
-            said = f"{max(rows, 1)} x {document['shape']['n_positions']:,} tokens" if part == "activations" else ""
+            said = f"{rows} x {document['shape']['n_positions']:,} tokens" if part == "activations" else ""
             table.add_row(name, f"{size / 1e9:,.2f}", f"GB  {said}".rstrip())
     out.print(table)
     available = document["memory_available"]
@@ -290,6 +307,8 @@ def _show_here(document: dict[str, Any]) -> None:
         f"{available / 1e9:,.1f} GB free on {document['machine']})",
         soft_wrap=True,
     )
+    if rows > largest and available:
+        out.print(f"`gpt2 train` would take {rows}: free some memory, or say --micro-batch-size {largest}.")
     if "tokens_per_second" not in document:
         return
     rate = f"{document['flops_per_second'] / 1e12:,.3g} TFLOP/s"

@@ -1,9 +1,14 @@
-"""How `gpt2 train` shows a run on stderr: a bar that moves where there is a terminal, and lines that stay."""
+"""How `gpt2 train` shows a run on stderr: a bar that moves where there is a terminal, and lines that stay.
 
+A view is no reason to lose a run: when nobody reads it any more, or its disk is full, it falls silent.
+"""
+
+import os
 import sys
 import time
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TextIO, cast
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -14,6 +19,37 @@ if TYPE_CHECKING:
 _SILENCE = 300.0
 
 
+class _Unfailing:
+    """A stream that goes nowhere once it cannot be written to."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.encoding = stream.encoding
+
+    def write(self, text: str) -> int:
+        with self._giving_up():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._giving_up():
+            self._stream.flush()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    @contextmanager
+    def _giving_up(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            # Nobody reads it, or its disk is full. What is left in Python's buffer must not fail later, nor a note.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+
 class Progress:
     """A reporter for `gpt2.training` on a console (default: stderr). Use it as a context."""
 
@@ -22,7 +58,7 @@ class Progress:
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
         from rich.progress import Progress as Bar
 
-        self._console = console or Console(file=sys.stderr, highlight=False)
+        self._console = console or Console(file=cast("TextIO", _Unfailing(sys.stderr)), highlight=False, emoji=False)
         self._bar = Bar(
             TextColumn("step"),
             MofNCompleteColumn(),
@@ -39,7 +75,6 @@ class Progress:
         self._said_at = time.monotonic()
 
     def __enter__(self) -> "Progress":
-        self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -47,10 +82,12 @@ class Progress:
 
     def note(self, text: str) -> None:
         """A line that stays."""
-        self._console.print(text, markup=False, soft_wrap=True)
+        self._console.print(text, markup=False, emoji=False, soft_wrap=True)
         self._said_at = time.monotonic()
 
     def start(self, step: int, steps: int) -> None:
+        # Not before: of many processes one alone reports.
+        self._bar.start()
         self._bar.update(self._task, completed=step, total=steps, visible=True)
 
     def step(self, step: int, loss: float, tokens_per_second: float, facts: Mapping[str, float]) -> None:

@@ -33,7 +33,7 @@ def train(
     if out.exists() and (not out.is_dir() or any(out.iterdir())) and not force:
         raise BadOption(f"{out} is there already; choose another --out, or --force to replace its vocabulary.")
     from gpt2.tokenizer import learn, write_tokenizer
-    from gpt2.training.data import read_documents
+    from gpt2.training.documents import read_documents
 
     tokenizer = learn(read_documents(files), vocab_size, progress=sys.stderr.isatty())
     # Into the folder, and not in its place: what else lies there stays.

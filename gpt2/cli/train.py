@@ -9,11 +9,12 @@ import typer
 
 from gpt2.cli.common import Json, print_json
 from gpt2.cli.progress import Progress
-from gpt2.errors import BadOption
-from gpt2.training.options import HOW, TrainingOptions, read_recipe, recipe_names
+from gpt2.errors import BadOption, Error
+from gpt2.training.options import HOW, TrainingOptions, chosen_options, recipe_names
 
 if TYPE_CHECKING:
     from gpt2.checkpoint import LanguageModel
+    from gpt2.training import Result
 
 
 def _train(
@@ -54,24 +55,14 @@ def _train(
     text is split: its last tenth is held out. Of many documents a tenth is held out, by hash. Ctrl-C saves and stops.
     """
     given = {name: value for name, value in values.items() if value is not None}
-    if resume is not None:
-        _check_resume(data, out, recipe, given, allow_changes)
-    elif not data:
-        raise BadOption("Give text files to train on, or --resume RUN.")
-    else:
-        if allow_changes:
-            raise BadOption("--allow-changes is for --resume.")
-        options = chosen_options(recipe, given)
-    from gpt2 import training
-    from gpt2.training.allocator import keep_freed_memory
+    try:
+        result = _run(data or [], out, recipe, resume, allow_changes, given)
+    except Error as error:
+        from gpt2.training.ranks import told_by_first
 
-    # This process is ours and does nothing else; a caller of `gpt2.train` decides for itself.
-    keep_freed_memory()
-    with Progress() as reporter:
-        if resume is not None:
-            result = training.resume(resume, reporter, _write_sample, given, allow_changes)
-        else:
-            result = training.train(options, data or [], out or _default_folder(recipe), reporter, _write_sample)
+        if told_by_first(str(error)):
+            raise typer.Exit(2) from None
+        raise
     if not result.is_first:
         pass
     elif as_json:
@@ -90,23 +81,42 @@ def _train(
         done = f"at step {result.step} and saved" if result.step else "before the first step"
         print(f"Stopped {done}; go on with: gpt2 train --resume {result.path}")
     else:
-        print(f"Done. Try it: gpt2 generate --model {_as_path(result.path)} 'Once upon a time'")
+        print(f"Done. Try it: gpt2 generate --model {as_path(result.path)} 'Once upon a time'")
     if result.interrupted:
         raise typer.Exit(130)
 
 
-def chosen_options(recipe: str | None, given: dict[str, Any]) -> TrainingOptions:
-    """The recipe's values, and over them those of the command line."""
-    values = read_recipe(recipe) if recipe else {}
-    if "batch_size" in given and "batch_tokens" not in given:
-        # Of the two ways to say the same, the one that was typed acts.
-        values.pop("batch_tokens", None)
-    return TrainingOptions.from_mapping(values | given, "the command line")
+def _run(
+    data: list[Path],
+    out: Path | None,
+    recipe: str | None,
+    resume: Path | None,
+    allow_changes: bool,
+    given: dict[str, Any],
+) -> "Result":
+    if resume is not None:
+        check_resume(data, out, recipe, given, allow_changes)
+    elif not data:
+        raise BadOption("Give text files to train on, or --resume RUN.")
+    else:
+        if allow_changes:
+            raise BadOption("--allow-changes is for --resume.")
+        options = chosen_options(recipe, given)
+    from gpt2 import training
+    from gpt2.training.allocator import keep_freed_memory
+
+    # This process is ours and does nothing else; a caller of `gpt2.train` decides for itself.
+    keep_freed_memory()
+    with Progress() as reporter:
+        if resume is not None:
+            return training.resume(resume, reporter, write_sample, given, allow_changes)
+        return training.train(options, data, out or _default_folder(recipe), reporter, write_sample)
 
 
-def _check_resume(
-    data: list[Path] | None, out: Path | None, recipe: str | None, given: dict[str, Any], allow_changes: bool
+def check_resume(
+    data: list[str] | list[Path], out: Path | None, recipe: str | None, given: dict[str, Any], allow_changes: bool
 ) -> None:
+    """Raises BadOption for what cannot be said of a run that is resumed."""
     others = [f"--{name.replace('_', '-')}" for name in given if name not in HOW and not allow_changes]
     others += ["DATA"] * bool(data) + ["--out"] * (out is not None) + ["--recipe"] * (recipe is not None)
     if others:
@@ -120,12 +130,13 @@ def _default_folder(recipe: str | None) -> Path:
     return Path("runs") / (Path(recipe).stem if recipe else "gpt2")
 
 
-def _as_path(path: Path) -> str:
+def as_path(path: Path) -> str:
     """The path as `--model` takes it: with a slash, so that it cannot be a name."""
     return str(path) if "/" in str(path) or "\\" in str(path) else f"./{path}"
 
 
-def _write_sample(model: "LanguageModel") -> str:
+def write_sample(model: "LanguageModel") -> str:
+    """What is written on the way: a text from nothing."""
     from gpt2.generation import Completion, generate
 
     answer = generate(model, "", max_tokens=120, seed=1, overflow="stop")
@@ -133,13 +144,14 @@ def _write_sample(model: "LanguageModel") -> str:
     return answer.text
 
 
-def with_training_options(function: Any) -> Any:
-    """Gives a command a flag for every field of TrainingOptions, so that names and help are written down once."""
+def with_training_options(function: Any, *others: type) -> Any:
+    """Gives a command a flag for every field of other dataclasses of options and of TrainingOptions, so that names and
+    help are written down once."""
     parameters = [p for p in inspect.signature(function).parameters.values() if p.kind is not p.VAR_KEYWORD]
-    for field in dataclasses.fields(TrainingOptions):
+    for field in [field for kind in (*others, TrainingOptions) for field in dataclasses.fields(kind)]:
         kind: Any = field.type
         flag = f"--{field.name.replace('_', '-')}"
-        declared = f"{flag}/--no-{field.name}" if kind is bool else flag
+        declared = f"{flag}/--no-{flag[2:]}" if kind is bool else flag
         # A flag that is not given is None, so that a recipe's value stands; its default is told in the help.
         told = f"{field.metadata['help']} [default: {field.default}]"
         annotation = Annotated[kind | None, typer.Option(declared, help=told, show_default=False)]

@@ -137,11 +137,23 @@ def stored(out: Path) -> dict[str, Any] | None:
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
         known = report["format"] == FORMAT
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         known = False
     if not known:
         raise BadData(f"{path} is damaged, or of another program or version: its format is not {FORMAT!r}.")
+    missing = [name for name in _NEEDED if name not in report]
+    inner = (("tokenizer", "fingerprint", str), ("tokenizer", "vocab_size", int), ("total", "tokens", int))
+    for part, name, kind in inner:
+        value = report.get(part)
+        if not isinstance(value, dict) or not isinstance(value.get(name), kind):
+            missing.append(f"{name} of {part}")
+    if missing:
+        raise BadData(f"{path} is damaged: it does not say {missing[0]}. Fetch it again, or build the corpus again.")
     return dict(report)
+
+
+# What is read of corpus.json, or told from it.
+_NEEDED = ("settings", "tokenizer", "total", "sets", "steps", "problems", "seconds", "worker_seconds")
 
 
 def check(folder: Path) -> dict[str, Any]:

@@ -11,14 +11,15 @@ from gpt2.errors import BadData, Unavailable
 def read_hub(reading: Reading) -> Iterator[Document]:
     """The rows of `owner/name`, `owner/name:config` or `owner/name:config:split`; the split is `train` if not named."""
     name, config, split = ([*reading.where.split(":"), "", ""])[:3]
-    for row in _stream(name, config or None, split or "train"):
+    for row in stream(name, config or None, split or "train"):
         reading.unit = "row"
         reading.number += 1
         yield from reading.record(row)
     reading.finish()
 
 
-def _stream(name: str, config: str | None, split: str) -> Iterator[dict[str, Any]]:
+def stream(name: str, config: str | None, split: str) -> Iterator[dict[str, Any]]:
+    """The rows of a data set. Raises Unavailable, BadData."""
     try:
         import datasets
     except ImportError:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from gpt2.generation.engine import Engine
     from gpt2.generation.request import Event, Request
     from gpt2.generation.rows import Statistics
+    from gpt2.generation.score import Item, Score
     from gpt2.generation.speculate import DraftModel, PromptLookup, Proposer, Text
 
 __all__ = [
@@ -35,11 +36,13 @@ __all__ = [
     "Engine",
     "Event",
     "GenerationOptions",
+    "Item",
     "Overflow",
     "PromptLookup",
     "Proposer",
     "Request",
     "SamplingOptions",
+    "Score",
     "Statistics",
     "StopMatcher",
     "Text",
@@ -59,6 +62,7 @@ _HOMES = {
     **dict.fromkeys(["Engine"], "engine"),
     **dict.fromkeys(["Statistics"], "rows"),
     **dict.fromkeys(["Event", "Request"], "request"),
+    **dict.fromkeys(["Item", "Score"], "score"),
     **dict.fromkeys(["DraftModel", "PromptLookup", "Proposer", "Text"], "speculate"),
 }
 

@@ -6,7 +6,8 @@ and cancel while another steps. What a step does is in `rows.py`; a model's own 
 
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +16,7 @@ from gpt2.errors import BadOption, Busy
 from gpt2.generation.options import DEFAULTS, SEEDS, GenerationOptions, whole_number
 from gpt2.generation.request import Event, Request, check_options, check_window, checked_prompt, vocabulary
 from gpt2.generation.rows import Rows, Statistics
+from gpt2.generation.slots import Slot
 from gpt2.generation.speculate import Proposer
 from gpt2.runners import Runner
 
@@ -53,6 +55,8 @@ class Engine:
         # Guards what several threads touch, for moments only: the queue, `cancelled`, and whose turn it is to step.
         self._turn = threading.Condition()
         self._stepping = False
+        # How many threads wait for a slot to be lent: one that comes free then is not given to a request.
+        self._borrowers = 0
 
     @property
     def statistics(self) -> Statistics:
@@ -152,6 +156,50 @@ class Engine:
             with self._turn:
                 self._end_turn()
 
+    @property
+    def held(self) -> Sequence[Slot]:
+        """All slots and what they hold; for who has been lent some."""
+        return self._rows.slots
+
+    @contextmanager
+    def lend(self, wanted: Sequence[Slot | None]) -> Iterator[list[Slot | None]]:
+        """Lends slots of the runner, in this thread's turn, to who reads without drawing (`score.py`).
+
+        wanted: for each slot that would be of use the one that was lent before, or None for any. The block gets a list
+        of the same length in which at least one is a slot; None stands for those that were not free. It may read into
+        them by `runner`, and leaves in each slot's `ids` what it then holds. Nobody steps meanwhile.
+        """
+        with self._turn:
+            self._borrowers += 1
+        try:
+            self._begin_turn()
+            while not self._rows.free:
+                try:
+                    self._step()
+                finally:
+                    with self._turn:
+                        self._end_turn()
+                self._begin_turn()
+        finally:
+            with self._turn:
+                self._borrowers -= 1
+        lent: list[Slot | None] = []
+        damaged = True
+        try:
+            lent = self._rows.lend(wanted)
+            yield lent
+            damaged = False
+        finally:
+            self._rows.take_back([slot for slot in lent if slot is not None], damaged=damaged)
+            with self._turn:
+                self._end_turn()
+
+    def _begin_turn(self) -> None:
+        with self._turn:
+            while self._stepping:
+                self._turn.wait()
+            self._stepping = True
+
     def _end_turn(self) -> None:
         """Takes out who has left, and lets the next thread step whatever comes of that."""
         try:
@@ -165,7 +213,7 @@ class Engine:
         self._rows.settle()
         while self._rows.free:
             with self._turn:
-                if not self._waiting:
+                if not self._waiting or (self._borrowers and self._rows.free == 1):
                     break
                 request = self._waiting.popleft()
             try:

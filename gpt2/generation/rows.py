@@ -225,6 +225,22 @@ class Rows:
             self._leave(row, damaged=True)
             raise
 
+    @property
+    def slots(self) -> Sequence[Slot]:
+        """All slots, in use or free."""
+        return self._slots.all
+
+    def lend(self, wanted: Sequence[Slot | None]) -> list[Slot | None]:
+        """Free slots for who reads without drawing, as `Slots.lend`; `take_back` them before the next step."""
+        return self._slots.lend(wanted)
+
+    def take_back(self, slots: Sequence[Slot], *, damaged: bool) -> None:
+        """Frees slots that were lent. What they hold may be shared later, unless nobody knows what that is."""
+        for slot in slots:
+            if damaged:
+                self.runner.rewind(slot.index, 0)
+            self._slots.release(slot, damaged=damaged)
+
     def sweep(self) -> None:
         """Takes out the requests that were cancelled, and those whose last step was stopped in the middle."""
         for row in [row for row in self._rows if row.request.done]:

@@ -86,6 +86,22 @@ class Slots:
             slot.ids = []
         slot.plan, slot.busy = np.array(slot.ids, dtype=np.int64), False
 
+    def lend(self, wanted: Sequence[Slot | None]) -> list[Slot | None]:
+        """A free slot for each, the wanted one where it is free; None for the last ones where there are not so many.
+
+        They are busy until they are released; `ids` is left for the caller to put right.
+        """
+        given = [slot if slot is not None and not slot.busy else None for slot in wanted]
+        for known in filter(None, given):
+            known.busy = True
+        for place, slot in enumerate(given):
+            free = [each for each in self.all if not each.busy]
+            chosen = self._cheapest(free) if slot is None and free else slot
+            if chosen is not None:
+                self._clock += 1
+                chosen.busy, chosen.used, given[place] = True, self._clock, chosen
+        return given
+
     def _best(self, prompt: Ids, taker: Slot | None = None) -> tuple[Slot | None, int]:
         """The slot that shares most with a prompt, and how much. Only later ones wait for earlier ones."""
         source, best = None, 0

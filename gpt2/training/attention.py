@@ -17,10 +17,13 @@ from torch.autograd.function import once_differentiable
 _BLOCKS, _LEAST = 4, 128
 
 
-def causal_attention(q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, scale: float, dropout: float = 0.0) -> Tensor:
+def causal_attention(
+    q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, scale: float | Tensor, dropout: float = 0.0
+) -> Tensor:
     """What `F.scaled_dot_product_attention(..., is_causal=True)` gives; (B, H, T, D) in and out, in one dtype.
 
-    Softmax is in float32 at least; products arrive in the dtype of the inputs.
+    Softmax is in float32 at least; products arrive in the dtype of the inputs. scale: a number is a constant of what is
+    compiled, so where it differs from layer to layer it has to be a scalar tensor.
     """
     if dropout:
         # Without the quick way back, which would need the masks.
@@ -35,7 +38,9 @@ def _blocks(T: int) -> list[slice]:
     return [slice(start, min(start + rows, T)) for start in range(0, T, rows)]
 
 
-def _shares(q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, scale: float, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
+def _shares(
+    q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, scale: float | Tensor, rows: slice
+) -> tuple[Tensor, Tensor, Tensor]:
     """How much of each value a block's queries take, (B, H, R, S), those values, and the softmax's totals (logarithms).
 
     Products want operands without gaps: better copied here, with whatever else the compiler does to them.
@@ -63,12 +68,16 @@ class _Attention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, q_BHTD: Tensor, k_BHTD: Tensor, v_BHTD: Tensor, scale: float | Tensor
+    ) -> tuple[Tensor, Tensor]:
         blocks = [_shares(q_BHTD, k_BHTD, v_BHTD, scale, rows) for rows in _blocks(q_BHTD.shape[2])]
         y_BHTD = torch.cat([share_BHRS @ v_BHSD for share_BHRS, v_BHSD, _ in blocks], 2)
         total_BHT = torch.cat([total_BHR for *_, total_BHR in blocks], 2)
-        ctx.scale = scale
-        ctx.save_for_backward(q_BHTD, k_BHTD, v_BHTD, y_BHTD, total_BHT)
+        ctx.number = None if isinstance(scale, Tensor) else scale
+        ctx.save_for_backward(
+            q_BHTD, k_BHTD, v_BHTD, y_BHTD, total_BHT, *([scale] if isinstance(scale, Tensor) else [])
+        )
         ctx.mark_non_differentiable(total_BHT)
         return y_BHTD, total_BHT
 
@@ -76,7 +85,8 @@ class _Attention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         slope_BHTD = slopes[0]
-        q_BHTD, k_BHTD, v_BHTD, y_BHTD, total_BHT = ctx.saved_tensors
+        q_BHTD, k_BHTD, v_BHTD, y_BHTD, total_BHT, *kept = ctx.saved_tensors
+        scale = kept[0] if kept else ctx.number
         narrow, wide = q_BHTD.dtype, total_BHT.dtype
         # What a query's shares add up to with their slopes, so that moving them keeps their sum at 1.
         mean_BHT = (slope_BHTD.to(wide) * y_BHTD).sum(3)
@@ -85,11 +95,11 @@ class _Attention(torch.autograd.Function):
         for rows in blocks:
             q_BHRD, slope_BHRD = q_BHTD[:, :, rows].contiguous(), slope_BHTD[:, :, rows].contiguous()
             k_BHSD, v_BHSD = k_BHTD[:, :, : rows.stop].contiguous(), v_BHTD[:, :, : rows.stop].contiguous()
-            score_BHSR = (k_BHSD @ q_BHRD.transpose(2, 3)).to(wide) * ctx.scale
+            score_BHSR = (k_BHSD @ q_BHRD.transpose(2, 3)).to(wide) * scale
             score_BHSR = score_BHSR + _unseen(rows, wide, q_BHTD.device).t()
             share_BHSR = (score_BHSR - total_BHT[:, :, None, rows]).exp()
             slope_BHSR = (v_BHSD @ slope_BHRD.transpose(2, 3)).to(wide) - mean_BHT[:, :, None, rows]
-            slope_BHSR = (share_BHSR * slope_BHSR * ctx.scale).to(narrow)
+            slope_BHSR = (share_BHSR * slope_BHSR * scale).to(narrow)
             dq.append(slope_BHSR.transpose(2, 3) @ k_BHSD)
             dk.append(slope_BHSR @ q_BHRD)
             dv.append(share_BHSR.to(narrow) @ slope_BHRD)

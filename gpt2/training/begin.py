@@ -1,27 +1,30 @@
 """What a run has before its first step: options as they were resolved, data, network, and where it stands.
 
-It opens data and makes or reads the network; it trains nothing and writes nothing.
+It opens data and makes or reads the network, and refuses what cannot be trained while there is no folder yet that would
+be in the way of the next try. It trains nothing and writes nothing.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from gpt2.checkpoint import find_device, load
-from gpt2.errors import BadOption
-from gpt2.memory import total_memory
+from gpt2.checkpoint import find_device, load, shipped
+from gpt2.config import SIZES
+from gpt2.errors import BadOption, Unavailable
 from gpt2.model import GPT2
-from gpt2.training.data import Data, open_data
-from gpt2.training.memory import check_memory, explained, largest_micro_batch
-from gpt2.training.options import GPT2_VOCABULARY, TrainingOptions
+from gpt2.training.memory import check_memory, explained, micro_batch
+from gpt2.training.options import GPT2_VOCABULARY, TrainingOptions, rate_change
 from gpt2.training.ranks import Ranks
 from gpt2.training.run import RunFolder
-
-_CPU_TOKENS = 2**12
+from gpt2.training.trackers import check_installed
+from gpt2.training.work import Material, Text, Work
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +32,7 @@ class Beginning:
     """A run before its next step. state, optimizer_files: of the checkpoint that it goes on from, if any."""
 
     options: TrainingOptions
-    data: Data
+    data: Material
     network: GPT2
     state: dict[str, Any] | None = None
     optimizer_files: Path | None = None
@@ -50,58 +53,108 @@ def device_of(options: TrainingOptions) -> torch.device:
     return find_device(options.device)
 
 
-def anew(options: TrainingOptions, data: Sequence[Path], note: Note, ranks: Ranks) -> Beginning:
+def anew(
+    options: TrainingOptions, data: Sequence[Path], note: Note, ranks: Ranks, work: Work | None = None
+) -> Beginning:
     """A run at step 0. Raises BadData, BadOption or Unavailable."""
     device = device_of(options)
+    work = work or Work()
+    options = work.form.check(options)
+    _check_here(options, device, ranks)
     model = load(options.init) if options.init else None
     if model is not None:
-        # Whatever the recipe says of the shape, the weights that are there decide.
-        shape = model.config
-        if options.context > shape.n_positions:
-            raise BadOption(f"context is {options.context}, but {options.init} has a window of {shape.n_positions}.")
-        options = dataclasses.replace(
-            options, n_layer=shape.n_layer, n_head=shape.n_head, n_embd=shape.n_embd, vocab_size=0
-        )
-    check_memory(options, device, options.vocab_size or GPT2_VOCABULARY, ranks=ranks.size)
-    tokens = open_data(data, options, model.tokenizer if model is not None else None, note)
-    options = _with_micro_batch(options, device, tokens, ranks)
-    vocab_size, window = _checked(options, device, tokens, ranks)
-    with explained(options, device, vocab_size, window):
+        options = dataclasses.replace(options.of_shape(model.config), init=_from_anywhere(options.init))
+    guess = model.config.vocab_size if model is not None else options.vocab_size or GPT2_VOCABULARY
+    check_memory(options, device, guess, ranks=ranks)
+    tokens = work.open(data, options, model.tokenizer if model is not None else None, note)
+    options, vocab_size, window = _resolved(options, device, tokens, note, ranks)
+    with explained(options, device, vocab_size, window, ranks=ranks):
         if model is not None:
             network = _with_dropout(model.network, options)
         else:
             network = GPT2(options.model_config(vocab_size)).initialise(options.seed)
-        return Beginning(options, tokens, network.to(device).requires_grad_(True))
+        return Beginning(options, tokens, work.form.adapt(network.to(device), options, None))
 
 
 def again(options: TrainingOptions, data: Sequence[Path], run: RunFolder, note: Note, ranks: Ranks) -> Beginning:
     """A run where its latest checkpoint left it. Raises BadData, BadOption, BadCheckpoint or Unavailable."""
     device = device_of(options)
-    check_memory(options, device, options.vocab_size or GPT2_VOCABULARY, ranks=ranks.size)
+    _check_here(options, device, ranks)
     network, tokenizer, state, files = run.checkpoints.load()
-    tokens = open_data(data, options, tokenizer, note)
-    vocab_size, window = _checked(options, device, tokens, ranks)
-    with explained(options, device, vocab_size, window):
+    _tell_rate(state.get("options", {}), options, state["step"], note)
+    tokens = run.work.open(data, options, tokenizer, note)
+    options, vocab_size, window = _resolved(options, device, tokens, note, ranks)
+    with explained(options, device, vocab_size, window, ranks=ranks):
         if (network.config.embd_pdrop, network.config.attn_pdrop) != (options.dropout, options.attention_dropout):
             network = _with_dropout(network, options)
-        return Beginning(options, tokens, network.to(device).requires_grad_(True), state, files)
+        network = run.work.form.adapt(network.to(device), options, files.parent)
+        return Beginning(options, tokens, network, state, files)
 
 
-def _with_micro_batch(options: TrainingOptions, device: torch.device, data: Data, ranks: Ranks) -> TrainingOptions:
-    """The options with a micro-batch that fits, where they name none. It is written down with the run: dropout is a
-    function of the micro-batch, so a resumed run has to have the same."""
-    total = total_memory(device)
-    if options.micro_batch_size or total is None or options.batch_size % ranks.size:
-        return options
-    window = _window(options, data)
-    rows = largest_micro_batch(options, data.tokenizer.vocab_size, window, 0.8 * total, ranks.size)
-    if device.type == "cpu":
-        # More tokens at a time are no faster there.
-        share = options.batch_size // ranks.size
-        rows = max(
-            (n for n in range(1, rows + 1) if share % n == 0 and n * window <= _CPU_TOKENS), default=min(rows, 1)
+def _check_here(options: TrainingOptions, device: torch.device, ranks: Ranks) -> None:
+    """Raises BadOption or Unavailable for what these processes or this machine cannot do, whatever the data."""
+    options.share(ranks.size)
+    if ranks.is_first:
+        check_installed(options.trackers)
+    if options.compile and (missing := _missing_compiler(device)):
+        raise Unavailable(
+            f"compile is on, but it needs {missing}, which is not found here: install it, or train without by "
+            "--no-compile, which is slower and learns the same."
         )
-    return dataclasses.replace(options, micro_batch_size=rows)
+
+
+def _missing_compiler(device: torch.device) -> str | None:
+    """What torch.compile lacks for a device; None: nothing. Looked for as PyTorch will do it when the first step is
+    made, which would be after the run's folder."""
+    if device.type == "cpu":
+        from torch._inductor.cpp_builder import get_cpp_compiler
+        from torch._inductor.exc import InvalidCxxCompiler
+
+        try:
+            get_cpp_compiler()
+        except (InvalidCxxCompiler, RuntimeError, OSError):  # Windows has its own words for it
+            return f"the C++ compiler {os.environ['CXX']} (from CXX)" if "CXX" in os.environ else "a C++ compiler"
+    elif device.type == "cuda":
+        from torch.utils._triton import has_triton
+
+        if not has_triton():
+            return "Triton (the package triton)"
+        if not any(map(shutil.which, [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"])):
+            return "a C compiler, for Triton"
+    return None
+
+
+def _from_anywhere(init: str) -> str:
+    """A model's name as it is; a path so that it means the same in another folder, where the run is resumed."""
+    path = Path(init).expanduser()
+    return str(path.absolute()) if init not in (*SIZES, *shipped()) and path.exists() else init
+
+
+def _resolved(
+    options: TrainingOptions, device: torch.device, data: Material, note: Note, ranks: Ranks
+) -> tuple[TrainingOptions, int, int]:
+    """The options with a micro-batch, size of the vocabulary, tokens in a row; how the run is shared is decided.
+
+    The micro-batch is written down with the run: dropout is a function of it, so a resumed run has to have the same.
+    Raises BadOption if a step cannot fit into memory.
+    """
+    vocab_size, window = data.tokenizer.vocab_size, data.batches(options).window
+    if window < options.context and isinstance(data, Text):
+        note(f"the text to train on is shorter than a window of {options.context:,} tokens: rows have {window:,}")
+    ranks.decide(options.model_config(vocab_size).parameters, device)
+    rows = ranks.agreed(micro_batch(options, vocab_size, window, device, ranks))
+    options = dataclasses.replace(options, micro_batch_size=rows)
+    check_memory(options, device, vocab_size, window, ranks)
+    return options, vocab_size, window
+
+
+def _tell_rate(stored: Mapping[str, Any], options: TrainingOptions, step: int, note: Note) -> None:
+    """Notes a learning rate that is not what it was to be when the checkpoint was written."""
+    known = {item.name: stored[item.name] for item in dataclasses.fields(options) if item.name in stored}
+    # What an older version wrote down may be no options today; the run's own were checked.
+    with suppress(BadOption):
+        if known and (told := rate_change(TrainingOptions(**known), options, step)):
+            note(told)
 
 
 def _with_dropout(network: GPT2, options: TrainingOptions) -> GPT2:
@@ -115,14 +168,3 @@ def _with_dropout(network: GPT2, options: TrainingOptions) -> GPT2:
     made = GPT2(config)
     made.load_state_dict(network.float().state_dict())
     return made
-
-
-def _checked(options: TrainingOptions, device: torch.device, data: Data, ranks: Ranks) -> tuple[int, int]:
-    """Size of the vocabulary, and tokens in a row. Raises BadOption if a step cannot fit into memory."""
-    window = _window(options, data)
-    check_memory(options, device, data.tokenizer.vocab_size, window, ranks.size)
-    return data.tokenizer.vocab_size, window
-
-
-def _window(options: TrainingOptions, data: Data) -> int:
-    return min(options.context, max(1, len(data.training) - 1))

@@ -13,7 +13,7 @@ again before it is deleted. This file knows nothing of how a step is made.
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import NoneType
@@ -22,20 +22,20 @@ from typing import Any
 from safetensors import SafetensorError
 from torch.distributed.checkpoint.api import CheckpointException
 
-from gpt2.checkpoint import read_directory, write_directory
 from gpt2.errors import BadCheckpoint, Error
 from gpt2.files import remove_temporary, write_atomically
 from gpt2.model import GPT2
 from gpt2.tokenizer import Tokenizer
 from gpt2.training.optimizer import Optimizer
 from gpt2.training.ranks import Ranks
+from gpt2.training.work import Work
 
 
 class Checkpoints:
-    """The checkpoints in a run's folder, which need not be there yet."""
+    """The checkpoints in a run's folder, which need not be there yet. work: what of a network they hold."""
 
-    def __init__(self, run: Path) -> None:
-        self.run = run
+    def __init__(self, run: Path, work: Work | None = None) -> None:
+        self.run, self._work = run, work or Work()
         self.path = run / "checkpoints"
 
     def present(self) -> list[Path]:
@@ -56,6 +56,10 @@ class Checkpoints:
             advice = f"write {present[-1].name} into it" if present else "delete it, and the run begins again"
             raise BadCheckpoint(f"{self.run / pointer} says {name!r}, which is no checkpoint in {self.path}; {advice}.")
         return path
+
+    def before(self, step: int) -> Path | None:
+        """The newest checkpoint of fewer steps; None if there is none."""
+        return next((path for path in reversed(self.present()) if _step(path) < step), None)
 
     def _name_in(self, pointer: str) -> str | None:
         file = self.run / pointer
@@ -89,11 +93,8 @@ class Checkpoints:
                 ranks.barrier()  # all of its parts are there
                 with ranks.whole(network) as whole:
                     if whole is not None:
-                        text = json.dumps(state | {"step": step}, indent=2, allow_nan=False) + "\n"
-                        (training / "state.json").write_text(text, encoding="utf-8")
-                        write_directory(
-                            whole, tokenizer, path, beside=lambda folder: _move(training, folder / "training")
-                        )
+                        (training / "state.json").write_bytes(_state_file(step, state))
+                        self._work.form.write(whole, tokenizer, path, self._beside(training))
                 if ranks.is_first:
                     write_atomically(self.run / "latest", f"{path.name}\n".encode())
                     self.point_best(state["best_step"])
@@ -102,6 +103,23 @@ class Checkpoints:
                 if ranks.is_first:
                     shutil.rmtree(training, ignore_errors=True)
         return path
+
+    def restate(self, step: int, state: dict[str, Any]) -> None:
+        """Replaces the state in the checkpoint of a step, and points `best` as it says; nothing if it is gone."""
+        training = self.path / _name(step) / "training"
+        if training.is_dir():
+            write_atomically(training / "state.json", _state_file(step, state))
+        self.point_best(state["best_step"])
+
+    def _beside(self, training: Path) -> Callable[[Path], None]:
+        """Puts into a checkpoint's folder what it holds beside the network."""
+
+        def put(folder: Path) -> None:
+            training.rename(folder / "training")
+            for name, content in self._work.files.items():
+                (folder / name).write_bytes(content)
+
+        return put
 
     def point_best(self, step: int | None) -> None:
         """Points `best` at the checkpoint of a step; if there is none, or somebody deleted it, there is no `best`."""
@@ -172,7 +190,7 @@ class Checkpoints:
         """
         path, state = self._latest(), self.state()
         with self.reading():
-            network, tokenizer = read_directory(path)
+            network, tokenizer = self._work.form.read(path)
             if state.get("tokenizer") not in (None, tokenizer.fingerprint()):
                 raise BadCheckpoint(f"The tokenizer in {path} is not the one that the run was saved with.")
         # Copies: the weights are mapped to a file that `prune` deletes later, which Windows would not allow.
@@ -186,10 +204,10 @@ class Checkpoints:
             yield
         except BadCheckpoint as error:
             path = self._latest()
-            older = [other.name for other in self.present() if _step(other) < _step(path)]
+            older = self.before(_step(path))
             advice = "There is no older checkpoint: start the run anew."
             if older:
-                advice = f"To go on from the checkpoint before it, write {older[-1]} into {self.run / 'latest'}."
+                advice = f"To go on from the checkpoint before it, write {older.name} into {self.run / 'latest'}."
             raise BadCheckpoint(f"{error} {advice}") from None
 
     def _latest(self) -> Path:
@@ -207,16 +225,16 @@ def reason(error: BaseException) -> str:
     return said[1].strip() if said else str(error)
 
 
-def _move(source: Path, target: Path) -> None:
-    source.rename(target)
-
-
 def _name(step: int) -> str:
     return f"step-{step:06d}"
 
 
 def _step(path: Path) -> int:
     return int(path.name[5:])
+
+
+def _state_file(step: int, state: dict[str, Any]) -> bytes:
+    return (json.dumps(state | {"step": step}, indent=2, allow_nan=False) + "\n").encode()
 
 
 # What resuming reads from state.json, and what each may be.

@@ -4,7 +4,7 @@ The protocol, which every number carries: documents are joined by the end-of-tex
 windows of the model's full context with a stride: each window scores the tokens that the one before did not reach.
 A stride of the window means no overlap (quick); half the window gives every token at least half a window to look at.
 
-Windows are read as they are scored, so held-out tokens may be of any number.
+Windows are read as they are scored, so held-out tokens may be of any number. Several processes share them out.
 """
 
 from collections.abc import Callable, Iterator
@@ -19,6 +19,7 @@ from gpt2.model import GPT2
 from gpt2.shards import token_lengths
 from gpt2.tokenizer import Tokenizer
 from gpt2.training.data import Ids, Tokens, as_tokens
+from gpt2.training.ranks import Ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +41,8 @@ class Evaluation:
         return self.nats / float(np.log(2)) / self.text_bytes
 
 
-@torch.inference_mode()
+# Not in inference mode: weights that FSDP gathers in it could not be trained with afterwards.
+@torch.no_grad()
 def evaluate(
     network: GPT2,
     ids: Tokens | Ids,
@@ -50,67 +52,88 @@ def evaluate(
     stride: int | None = None,
     batch_size: int = 16,
     loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ranks: Ranks | None = None,
 ) -> Evaluation:
     """Scores `ids` (documents, each behind `end_of_text`) by the protocol above; `stride` in tokens (None: no overlap).
 
     `text_bytes` is the length in bytes of the documents that the ids came from (see `count_bytes`). Ids shorter than
-    the window are one shorter window. loss: the network's own, unless a faster one is given. Raises BadData if there
-    is nothing to score, BadOption for a stride below 1 or above the window, which would leave tokens out.
+    the window are one shorter window. loss: the network's own, unless a faster one is given. ranks: processes that all
+    call it, and share the batches; each gets the whole result. Raises BadData if there is nothing to score, BadOption
+    for a stride below 1 or above the window, which would leave tokens out.
     """
     window = network.config.n_positions
     stride = window if stride is None else stride
     if not 1 <= stride <= window:
         raise BadOption(f"stride is {stride}; it must be between 1 and the model's window, {window}.")
-    loss = loss or network.loss
+    loss, ranks, device = loss or network.loss, ranks or Ranks(), network.device
     training = network.training
     network.eval()
     nats, tokens = 0.0, 0
-    device = network.device
-    for inputs, targets in _windows(ids, window, stride, batch_size):
+    for inputs, targets in _windows(ids, window, stride, batch_size, ranks):
         targets = targets.masked_fill(targets == end_of_text, -100)
         nats += float(loss(inputs.to(device), targets.to(device)))
         tokens += int((targets != -100).sum())
     network.train(training)
+    if ranks.size > 1:
+        nats, counted = ranks.total(torch.tensor([nats, tokens], dtype=torch.float64, device=device)).tolist()
+        tokens = int(counted)
     if not tokens or not text_bytes:
-        raise BadData(
-            f"There is nothing to score: none of the {len(ids)} held-out tokens is text behind another token."
-        )
+        raise BadData(nothing_to_score(ids))
     return Evaluation(nats, tokens, text_bytes)
+
+
+def scores_something(ids: Tokens | Ids, end_of_text: int) -> bool:
+    """Whether `evaluate` finds a token to score."""
+    return any((part != end_of_text).any() for part in _portions(ids))
+
+
+def nothing_to_score(ids: Tokens | Ids) -> str:
+    """What is to be said of ids where `evaluate` finds none."""
+    return f"There is nothing to score: none of the {len(ids)} held-out tokens is text behind another token."
 
 
 def count_bytes(ids: Tokens | Ids, tokenizer: Tokenizer) -> int:
     """Bytes of text that the ids stand for, without the first, which is read and never scored."""
-    tokens, lengths = as_tokens(ids), token_lengths(tokenizer)
-    counted = 0
-    for start in range(1, len(tokens), _PORTION):
-        counted += int(lengths[tokens.read(start, min(_PORTION, len(tokens) - start))].sum(dtype=np.int64))
-    return counted
+    lengths = token_lengths(tokenizer)
+    return sum(int(lengths[part].sum(dtype=np.int64)) for part in _portions(ids))
 
 
 _PORTION = 1 << 20
 
 
-def _windows(ids: Tokens | Ids, context: int, stride: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of inputs and targets, (B, T) int64; targets that are scored elsewhere are -100."""
+def _portions(ids: Tokens | Ids) -> Iterator[Ids]:
+    """All ids but the first, some at a time."""
     tokens = as_tokens(ids)
-    pending: list[tuple[Tensor, Tensor]] = []
-    scored = 1  # targets up to here are done; the first id is the end-of-text that everything follows
-    start = 0
-    while scored < len(tokens):
-        row = torch.from_numpy(tokens.read(start, min(context + 1, len(tokens) - start)).astype(np.int64))
-        inputs, targets = row[:-1], row[1:].clone()
-        targets[: scored - start - 1] = -100
-        if pending and len(pending[0][0]) != len(inputs):
-            yield _stack(pending)
-            pending = []
-        pending.append((inputs, targets))
-        scored = start + len(row)
-        start += stride
-        if len(pending) == batch_size:
-            yield _stack(pending)
-            pending = []
-    if pending:
-        yield _stack(pending)
+    for start in range(1, len(tokens), _PORTION):
+        yield tokens.read(start, min(_PORTION, len(tokens) - start))
+
+
+def _windows(
+    ids: Tokens | Ids, context: int, stride: int, batch_size: int, ranks: Ranks
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """This process's batches of inputs and targets, (B, T) int64; targets that are scored elsewhere are -100.
+
+    Every process has as many, since a sharded network takes all of them for each pass: where none is left for one, it
+    goes through the last batch without a target.
+    """
+    tokens = as_tokens(ids)
+    # The first id is read only; windows follow until one reaches the end, and the last may be shorter.
+    last = -(-max(0, len(tokens) - 1 - context) // stride)
+    batches = [range(first, min(first + batch_size, last)) for first in range(0, last, batch_size)]
+    batches += [range(last, last + 1)] * (len(tokens) > 1)
+
+    def row(number: int) -> tuple[Tensor, Tensor]:
+        start = number * stride
+        read = torch.from_numpy(tokens.read(start, min(context + 1, len(tokens) - start)).astype(np.int64))
+        targets = read[1:].clone()
+        if number:
+            targets[: context - stride] = -100
+        return read[:-1], targets
+
+    for turn in range(0, len(batches), ranks.size):
+        mine = turn + ranks.rank
+        inputs, targets = _stack([row(number) for number in batches[min(mine, len(batches) - 1)]])
+        yield inputs, targets if mine < len(batches) else torch.full_like(targets, -100)
 
 
 def _stack(rows: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,11 @@ def counted_parameters(config: GPT2Config) -> int:
     return config.parameters - config.n_positions * config.n_embd
 
 
+def block_matrices(config: GPT2Config) -> int:
+    """Parameters in the matrices of all blocks: what multiplies, and what Muon moves."""
+    return config.n_layer * (4 * config.n_embd**2 + 2 * config.n_embd * config.mlp_width)
+
+
 def flops_per_token(config: GPT2Config, window: int) -> int:
     """FLOPs of one training token, forward and backward, by the formula; `window` is T, the tokens in a row.
 
@@ -58,7 +63,7 @@ def products(config: GPT2Config, window: int, padding: int = 64) -> Products:
     T x T for the two before. Masked ones count, although good kernels skip them.
     """
     width, layers = config.n_embd, config.n_layer
-    matrices = 2 * layers * (4 * width * width + 2 * width * config.mlp_width)
+    matrices = 2 * block_matrices(config)
     head = 2 * -(-config.vocab_size // padding) * padding * width
     attention = 2 * layers * window * width  # one product of T x T, for one token
     return Products(forward=matrices + 3 * head + 2 * attention, backward=2 * matrices + 5 * attention)

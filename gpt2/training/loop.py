@@ -9,15 +9,10 @@ Under torchrun every process walks through the same code; the first alone report
 """
 
 import dataclasses
-import functools
 import math
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -26,40 +21,46 @@ from gpt2.checkpoint import LanguageModel
 from gpt2.errors import BadData, BadOption, Error
 from gpt2.training import begin
 from gpt2.training.begin import Beginning
-from gpt2.training.data import Batches, Part, Tokens
-from gpt2.training.evaluate import Evaluation, count_bytes, evaluate
+from gpt2.training.evaluate import Evaluation
 from gpt2.training.memory import explained
 from gpt2.training.meter import Meter
 from gpt2.training.options import HOW, TrainingOptions
 from gpt2.training.plot import draw_losses
 from gpt2.training.ranks import Ranks, started
 from gpt2.training.run import RunFolder
-from gpt2.training.step import Step, StepResult
+from gpt2.training.signals import stop_requests
+from gpt2.training.step import Step
 from gpt2.training.trackers import Trackers
+from gpt2.training.validation import is_due
+from gpt2.training.work import Scoring, Work
 
 
 class Reporter(Protocol):
     """What a run says while it goes on.
 
     facts of a step, each only where it is known: flops_per_second, mfu (a share), memory (bytes), seconds_left,
-    learning_rate, gradient_norm. tokens_per_second is of all processes together.
+    learning_rate, gradient_norm. tokens_per_second is of all processes together. What a subclass does not define says
+    nothing.
     """
 
-    def note(self, text: str) -> None: ...
-    def start(self, step: int, steps: int) -> None: ...
-    def step(self, step: int, loss: float, tokens_per_second: float, facts: Mapping[str, float]) -> None: ...
-    def evaluation(self, step: int, evaluation: Evaluation) -> None: ...
-    def sample(self, step: int, text: str) -> None: ...
+    def note(self, text: str) -> None:
+        return
+
+    def start(self, step: int, steps: int) -> None:
+        return
+
+    def step(self, step: int, loss: float, tokens_per_second: float, facts: Mapping[str, float]) -> None:
+        return
+
+    def evaluation(self, step: int, evaluation: Evaluation) -> None:
+        return
+
+    def sample(self, step: int, text: str) -> None:
+        return
 
 
-class Silent:
+class Silent(Reporter):
     """A reporter that says nothing: that of every process but the first."""
-
-    def note(self, text: str) -> None: ...
-    def start(self, step: int, steps: int) -> None: ...
-    def step(self, step: int, loss: float, tokens_per_second: float, facts: Mapping[str, float]) -> None: ...
-    def evaluation(self, step: int, evaluation: Evaluation) -> None: ...
-    def sample(self, step: int, text: str) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,23 +80,31 @@ Sample = Callable[[LanguageModel], str]
 
 
 def train(
-    options: TrainingOptions, data: Sequence[Path], out: Path, reporter: Reporter, sample: Sample | None = None
+    options: TrainingOptions,
+    data: Sequence[Path],
+    out: Path,
+    reporter: Reporter,
+    sample: Sample | None = None,
+    work: Work | None = None,
 ) -> Result:
     """Trains a GPT-2 on text files, a corpus folder or token files (see `training.data`) into the run folder `out`.
 
-    `sample` writes a text with a model; None: no samples. Ctrl-C ends the run after a checkpoint.
-    Raises BadData, BadOption, Busy or Unavailable before anything is trained.
+    `sample` writes a text with a model; None: no samples. work: what is learnt, if not text (`training/work.py`).
+    Ctrl-C, SIGTERM and a closed terminal end the run after a checkpoint. Raises BadData, BadOption, Busy or Unavailable
+    before anything is trained.
     """
     with started(options.parallel, begin.device_of(options)) as ranks:
         reporter = reporter if ranks.is_first else Silent()
-        run = RunFolder.create(out) if ranks.is_first else RunFolder(out)
+        work = work or Work()
+        run = RunFolder.create(out, work) if ranks.is_first else RunFolder(out, work)
         # Whatever is wrong with the data is found before there is a folder that would be in the way of the next try.
-        start = begin.anew(options, data, reporter.note, ranks)
+        start = begin.anew(options, data, reporter.note, ranks, work)
+        validation = start.data.scoring(start.options)
         with run.locked(ranks):
             if ranks.is_first:
                 RunFolder.create(out)  # another process may have been quicker
                 run.write_recipe(start.options, [str(path.absolute()) for path in data])
-            return _Run(start, run, ranks, reporter, sample).go()
+            return _Run(start, validation, run, ranks, reporter, sample).go()
 
 
 def resume(
@@ -104,6 +113,7 @@ def resume(
     sample: Sample | None = None,
     changes: Mapping[str, Any] | None = None,
     allow_changes: bool = False,
+    work: Work | None = None,
 ) -> Result:
     """Goes on with the run in `out` from its latest checkpoint, bit for bit as if it had not stopped (on one CPU).
 
@@ -112,7 +122,7 @@ def resume(
     Raises BadOption if there is no run or the recipe has changed, BadCheckpoint if its checkpoint is damaged, BadData
     if its data has changed.
     """
-    run, options, data = RunFolder.open(out)
+    run, options, data = RunFolder.open(out, work)
     options = dataclasses.replace(options, **(changes or {}))
     files = [Path(path) for path in data]
     with started(options.parallel, begin.device_of(options)) as ranks:
@@ -120,7 +130,7 @@ def resume(
         with run.locked(ranks):
             if run.checkpoints.pointed() is None:
                 reporter.note(f"{out} has no checkpoint yet: beginning at step 0")
-                start = begin.anew(options, files, reporter.note, ranks)
+                start = begin.anew(options, files, reporter.note, ranks, run.work)
             else:
                 state = run.checkpoints.state()
                 _check_unchanged(run, options, state, allow_changes)
@@ -132,7 +142,8 @@ def resume(
                         f"The data of {out} has changed since the checkpoint: {', '.join(data)}. Restore it, start "
                         "anew, or go on with it all the same with --allow-changes."
                     )
-            going = _Run(start, run, ranks, reporter, sample, resumed=True)
+            validation = start.data.scoring(start.options)
+            going = _Run(start, validation, run, ranks, reporter, sample, resumed=True)
             ranks.barrier()  # all have read the folder as it was
             if ranks.is_first:
                 run.write_recipe(start.options, data)
@@ -168,51 +179,67 @@ class _Run:
     def __init__(
         self,
         start: Beginning,
+        validation: Scoring,
         folder: RunFolder,
         ranks: Ranks,
         reporter: Reporter,
         sample: Sample | None,
         resumed: bool = False,
     ) -> None:
-        self.options, self.data = start.options, start.data
+        self.options, self.data, self.validation = start.options, start.data, validation
         self.tokenizer, self.network = start.data.tokenizer, start.network
         self.folder, self.ranks, self.reporter, self.sample = folder, ranks, reporter, sample
-        self.first_step, self.resumed = start.first_step, resumed
+        self.first_step = self.saved = start.first_step
+        self.resumed = resumed
         self.step = Step(start.network, start.options, ranks)
         state = start.state or {"best": None, "best_step": None, "seconds": 0.0}
         self.best, self.best_step, self.seconds = state["best"], state["best_step"], state["seconds"]
+        if self.best is not None and not self._scores_what(state):
+            reporter.note("other tokens are scored than before, so the best checkpoint is chosen anew")
+            self.best = self.best_step = None
         if start.state is not None and start.optimizer_files is not None:
             self.step.guard.restore(state.get("guard", [[], [], [0]]))
             with folder.checkpoints.reading():
                 self.step.optimizer.load(start.optimizer_files)
 
+    def _scores_what(self, state: Mapping[str, Any]) -> bool:
+        """Whether the losses of that state are over the tokens that this run scores: only such are compared."""
+        eval_tokens = state.get("options", {}).get("eval_tokens", self.options.eval_tokens)
+        return bool(state["data"] == self.data.fingerprint and eval_tokens == self.options.eval_tokens)
+
     def go(self) -> Result:
-        options, folder, reporter = self.options, self.folder, self.reporter
-        batches = Batches(self.data.training, options.context, options.batch_size, options.seed)
-        tokens = options.batch_size * batches.window
-        loss, validation = _last_losses(folder.metrics())
-        step = saved = self.first_step
-        meter = Meter(
-            self.network.config,
-            batches.window,
-            tokens,
-            self.network.device,
-            dtype=options.dtype,
-            ranks=self.ranks.size,
-        )
+        options, folder, reporter, ranks = self.options, self.folder, self.reporter, self.ranks
+        batches = self.data.batches(options)
+        self.window, tokens = batches.window, batches.tokens
+        config, device = self.network.config, self.network.device
+        meter = Meter(config, self.window, tokens, device, dtype=options.dtype, ranks=ranks.size)
+        metrics = folder.metrics()
+        loss, validation = _last_losses(metrics)
+        step, lost = self.first_step, None
         reporter.note(meter.describe())
         reporter.start(step, options.steps)
-        meter.start(step, options.steps)
         with (
             self._trackers() as trackers,
-            _stop_requests() as stop,
-            explained(options, self.network.device, self.tokenizer.vocab_size, batches.window, f" {self._change}"),
+            stop_requests() as stop,
+            explained(options, device, self.tokenizer.vocab_size, self.window, f" {self._change}"),
         ):
-            while step < options.steps and not self._all_stop(stop):
-                result = self.step(step, *batches.rows(step, self.step.rows))
-                step += 1
+            # A kill may have come between a checkpoint and the evaluation of its weights.
+            done = sum(line["step"] == step and "validation_loss" in line for line in metrics)
+            validation = self._evaluate(step, trackers, done) or validation
+            meter.start(step, options.steps)
+            while step < options.steps and not self._is_stale(step):
+                try:
+                    batch = batches.rows(step, self.step.rows)
+                except BadData as error:
+                    lost = error  # of this process alone, it may be; what was learnt is saved by all
+                if self._all_stop(stop.is_set() or lost is not None):
+                    break
+                result = self.step(step, *batch)
                 if not result.finite:
-                    raise self._diverged(step, result)
+                    raise self._diverged(
+                        step, f"the loss is {result.loss} and the gradient's norm {result.norm}", step + 1
+                    )
+                step += 1
                 loss, last = result.loss, step == options.steps
                 facts = meter.step(step)
                 facts |= {"learning_rate": options.learning_rate_at(step - 1), "gradient_norm": result.norm}
@@ -223,39 +250,53 @@ class _Run:
                 if result.skipped:
                     reporter.note(f"step {step}: skipped, a spike: loss {loss:.3f}, gradient norm {result.norm:.3g}")
                 with meter.paused():
-                    improved = False
-                    if len(self.data.validation) and (last or _due(step, options.eval_every)):
-                        scored = self._evaluate(step, self._validation_part, trackers)
-                        # Only losses over the same tokens are compared.
-                        improved = self.best is None or scored.nats_per_token < self.best
-                        if improved:
-                            self.best, self.best_step = scored.nats_per_token, step
-                        validation = scored
-                        if last and len(self._validation_part) < len(self.data.validation):
-                            validation = self._evaluate(step, self.data.validation, trackers)
-                    if last or improved or _due(step, options.save_every):
+                    # Saved first: an evaluation may take long, and fail.
+                    if last or is_due(step, options.save_every):
                         self._save(step)
-                        saved = step
-                    if last or _due(step, options.sample_every):
+                    validation = self._evaluate(step, trackers) or validation
+                    if last or is_due(step, options.sample_every):
                         self._sample(step, trackers)
-            if saved < step:
+            if self.saved < step:
                 self._save(step)
-        if self.ranks.is_first:
+            if unreadable := ranks.heard(None if lost is None else str(lost)):
+                raise BadData(unreadable)
+        if ranks.is_first:
             with folder.checkpoints.writing("loss.png"):
                 draw_losses(folder.metrics(), folder.path / "loss.png", reporter.note)
-        return Result(step, loss, validation, folder.path, step < options.steps, self.ranks.is_first)
+        interrupted = step < options.steps and not self._is_stale(step)
+        if step < options.steps and not interrupted:
+            reporter.note(f"step {step}: stopped, no better validation since step {self.best_step} (patience)")
+        return Result(step, loss, validation, folder.path, interrupted, ranks.is_first)
 
-    def _all_stop(self, stop: threading.Event) -> bool:
-        """Whether any process was asked to stop: a signal reaches them at different steps."""
-        return bool(self.ranks.total(torch.tensor(float(stop.is_set()), device=self.network.device)))
-
-    def _diverged(self, step: int, result: StepResult) -> Error:
-        whole = self.folder.checkpoints.pointed()
-        saved = "No checkpoint was written yet" if whole is None else f"The checkpoint {whole.name} is whole"
-        return Error(
-            f"At step {step} the loss is {result.loss} and the gradient's norm {result.norm}. {saved}; "
-            f"lower learning_rate {self._again}."
+    def _is_stale(self, step: int) -> bool:
+        """Whether `patience` validations have passed without a better one: a function of what a checkpoint knows."""
+        patience = self.options.patience
+        return bool(
+            patience and self.best_step is not None and step - self.best_step >= patience * self.options.eval_every
         )
+
+    def _all_stop(self, stop: bool) -> bool:
+        """Whether any process has to stop: a signal reaches them at different steps."""
+        return bool(self.ranks.total(torch.tensor(float(stop), device=self.network.device)))
+
+    def _diverged(self, weights: int, what: str, at: int) -> Error:
+        """what: figures that are not finite, of the weights after so many steps, seen at step `at`. A checkpoint of
+        these weights is none to go on from."""
+        latest, older = self.folder.checkpoints.pointed(), self.folder.checkpoints.before(weights)
+        lower = f"lower learning_rate {self._again}"
+        if latest is None:
+            advice = f"No checkpoint was written yet; {lower}"
+        elif latest == older:
+            advice = f"The checkpoint {latest.name} is whole; {lower}"
+        elif older is not None:
+            pointer = self.folder.path / "latest"
+            advice = f"The checkpoint {latest.name} has the same weights: write {older.name} into {pointer}, {lower}"
+        else:
+            advice = (
+                f"The checkpoint {latest.name} has the same weights, and there is none before it: start anew with a "
+                "lower learning_rate"
+            )
+        return Error(f"At step {at} {what}. {advice}.")
 
     @property
     def _again(self) -> str:
@@ -282,33 +323,45 @@ class _Run:
             self.folder.log(line)
             trackers.log(line["step"], line)
 
-    @functools.cached_property
-    def _validation_part(self) -> Tokens:
-        """The validation tokens that are scored during training."""
-        whole, most = self.data.validation, self.options.eval_tokens
-        return Part(whole, 0, most) if 0 < most < len(whole) else whole
-
-    def _evaluate(self, step: int, ids: Tokens, trackers: Trackers) -> Evaluation:
-        text_bytes = self.data.validation_bytes if ids is self.data.validation else None
-        if text_bytes is None:
-            text_bytes = count_bytes(ids, self.tokenizer)
-        end = self.tokenizer.end_of_text
-        assert end is not None, "data without a separator is refused when it is opened"
-        # No more rows at a time than training has: what fits there fits here.
-        rows = self.step.micro_batch_size
-        result = evaluate(self.network, ids, end, text_bytes, batch_size=rows, loss=self.step.evaluation_loss)
-        self.reporter.evaluation(step, result)
-        line = {
-            "step": step,
-            "validation_loss": result.nats_per_token,
-            "validation_bits_per_byte": result.bits_per_byte,
-            "validation_tokens": result.tokens,
-        }
-        self._log(trackers, line)
-        return result
+    def _evaluate(self, step: int, trackers: Trackers, done: int = 0) -> Evaluation | None:
+        """Scores what of the held-out tokens is due after a step, but for what is `done` already, and keeps better
+        weights than any before; returns the last evaluation, None if none is due."""
+        scored = None
+        for number, ids in list(enumerate(self.validation.due(step)))[done:]:
+            try:
+                scored = self.validation.score(ids, self.step, self.window)
+            except BadData:
+                # Several processes cannot: the others do not know.
+                if self.saved < step and self.ranks.size == 1:
+                    self._save(step)
+                raise
+            if not math.isfinite(scored.nats):
+                raise self._diverged(step, f"the validation loss is {scored.nats}", step)
+            first = number == 0
+            better = first and self.ranks.agreed(self.best is None or scored.nats_per_token < self.best)
+            if better:
+                self.best, self.best_step = scored.nats_per_token, step
+                if self.saved == step:
+                    self.folder.restate(step, self._state(), self.ranks, self.options.keep)
+            self.reporter.evaluation(step, scored)
+            line = {
+                "step": step,
+                "validation_loss": scored.nats_per_token,
+                "validation_bits_per_byte": scored.bits_per_byte,
+                "validation_tokens": scored.tokens,
+            }
+            self._log(trackers, line)
+            if better and self.saved < step:
+                self._save(step)
+        return scored
 
     def _save(self, step: int) -> None:
-        state = {
+        optimizer, keep = self.step.optimizer, self.options.keep
+        self.folder.save(step, self.network, self.tokenizer, optimizer, self._state(), self.ranks, keep)
+        self.saved = step
+
+    def _state(self) -> dict[str, Any]:
+        return {
             "data": self.data.fingerprint,
             "best": self.best,
             "best_step": self.best_step,
@@ -317,8 +370,6 @@ class _Run:
             "options": dataclasses.asdict(self.options),
             "guard": self.step.guard.state(),
         }
-        optimizer, keep = self.step.optimizer, self.options.keep
-        self.folder.save(step, self.network, self.tokenizer, optimizer, state, self.ranks, keep)
 
     def _sample(self, step: int, trackers: Trackers) -> None:
         if self.sample is None:
@@ -327,38 +378,11 @@ class _Run:
             if network is None:
                 return
             network.eval()
-            text = self.sample(LanguageModel(network, self.tokenizer, source=str(self.folder.path)))
+            plain = self.folder.work.form.plain(network).eval()
+            text = self.sample(LanguageModel(plain, self.tokenizer, source=str(self.folder.path)))
         self.folder.write_sample(step, text)
         self.reporter.sample(step, text)
         trackers.text(step, text)
-
-
-@contextmanager
-def _stop_requests() -> Iterator[threading.Event]:
-    """An event that Ctrl-C or SIGTERM sets, so that the step under way is finished and saved; a second one is heard
-    at once. Signals reach the main thread alone, so elsewhere the event is never set."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def request(number: int, _: FrameType | None) -> None:
-        event.set()
-        for each, handler in before.items():
-            signal.signal(each, handler)
-
-    for number in before:
-        signal.signal(number, request)
-    try:
-        yield event
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0
 
 
 def _rounded(facts: Mapping[str, float]) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 Nothing is cast behind anybody's back. In bfloat16 the parameters stay float32; products of matrices take bfloat16
 copies of them, and everything else (the residual stream, norms, softmax, the loss) is in float32, as the gradients are.
-The law `accumulate` holds all of it to `model.py`.
+The law `accumulate` holds all of it to `model.py`, and the law `ranks` what several processes compute to one.
 """
 
 import functools
@@ -23,15 +23,15 @@ class Loss(nn.Module):
     """`network.loss` in a width, compiled or not. dtype: "float32" or "bfloat16" (a float64 network keeps its own).
 
     Compiled, the first call of a shape takes a while: on a CPU one block is compiled and all use it; on a GPU all.
-    plain: blocks run as the modules they are, in the width that their parameters have. For a network that hooks of its
-    own keep in pieces (FSDP2, which makes the bfloat16 copies, too).
+    called: the network is called as the module it is, for the sake of hooks that gather its weights (FSDP2, see
+    `ranks.py`, which has made `block_pass` the way through its blocks and compiles them).
     """
 
-    def __init__(self, network: GPT2, dtype: str, compile: bool = False, plain: bool = False) -> None:
+    def __init__(self, network: GPT2, dtype: str, compile: bool = False, called: bool = False) -> None:
         super().__init__()
         self.network = network
         self.narrow = torch.bfloat16 if dtype == "bfloat16" else None
-        self.compiled, self._plain = compile, plain
+        self.compiled, self._called = compile, called
 
     def forward(self, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """Summed cross-entropy in nats, a float32 scalar, over the targets (B, T) that are not -100.
@@ -45,7 +45,7 @@ class Loss(nn.Module):
 
     def _summed(self, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
         network = self.network
-        hidden_BTC = network.hidden(inputs_BT) if self._plain else self._hidden(inputs_BT)
+        hidden_BTC = network.hidden(inputs_BT) if self._called else self._hidden(inputs_BT)
         width = self.narrow or hidden_BTC.dtype
         return summed_cross_entropy(
             hidden_BTC.flatten(0, 1).to(width), network.wte.weight, targets_BT.flatten(), self._piece

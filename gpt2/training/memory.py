@@ -13,10 +13,18 @@ from typing import TYPE_CHECKING
 from gpt2.config import GPT2Config
 from gpt2.errors import BadOption
 from gpt2.memory import no_room, total_memory
+from gpt2.training.flops import block_matrices
 from gpt2.training.options import TrainingOptions
 
 if TYPE_CHECKING:
     import torch
+
+    from gpt2.training.ranks import Ranks
+
+# Of a machine's memory, what a run is planned to fill: the rest is for others, and for what is not counted here.
+USABLE = 0.8
+# A CPU is no faster with more tokens at a time than this.
+_CPU_TOKENS = 2**12
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +69,19 @@ def need(options: TrainingOptions, vocab_size: int, window: int, ranks: int = 1,
     moments = 2 * count
     if options.optimizer == "muon":
         # One moment for the blocks' matrices.
-        moments -= _matrices(config)
+        moments -= block_matrices(config)
     narrow = options.dtype == "bfloat16"
     width = 2 if narrow else 4
     share = ranks if parallel == "fsdp" else 1
     copy = 2 * count if narrow else 0
     if share > 1:
-        gathered = (vocab_size + config.n_positions) * config.n_embd + 2 * _matrices(config) // config.n_layer
-        # Whole, and with whole gradients before they are summed and shared out.
-        copy = gathered * (width + 4)
+        embeddings, blocks = (
+            (vocab_size + config.n_positions) * config.n_embd,
+            2 * block_matrices(config) // config.n_layer,
+        )
+        # Whole, embeddings in float32 and matrices as they are computed with; and their gradients, whole, before those
+        # are summed and shared out.
+        copy = embeddings * (4 + 4) + blocks * (width + 4)
     rows = options.micro_batch_size or -(-options.batch_size // ranks)
     tokens = rows * window
     return Need(
@@ -80,10 +92,6 @@ def need(options: TrainingOptions, vocab_size: int, window: int, ranks: int = 1,
         activations=tokens * _kept(options, config, window, width),
         head=_head(tokens, config, width),
     )
-
-
-def _matrices(config: GPT2Config) -> int:
-    return config.n_layer * (4 * config.n_embd**2 + 2 * config.n_embd * config.mlp_width)
 
 
 def _kept(options: TrainingOptions, config: GPT2Config, window: int, width: int) -> int:
@@ -121,8 +129,7 @@ def largest_micro_batch(
     share = options.batch_size // ranks
 
     def fits(rows: int) -> bool:
-        candidate = replace(options, batch_tokens=0, batch_size=rows * ranks, micro_batch_size=rows)
-        return need(candidate, vocab_size, window, ranks, parallel).total <= budget
+        return need(options.with_rows(rows, ranks), vocab_size, window, ranks, parallel).total <= budget
 
     rows = _largest(share, fits)
     while rows and share % rows:
@@ -130,16 +137,57 @@ def largest_micro_batch(
     return rows
 
 
+def room(device: "torch.device", ranks: "Ranks | None" = None) -> int | None:
+    """Bytes of memory for each process: those on one CPU share it, every GPU has its own. None where nobody can
+    tell."""
+    total = total_memory(device)
+    return None if total is None else total // _sharers(device, ranks)
+
+
+def _sharers(device: "torch.device", ranks: "Ranks | None") -> int:
+    return ranks.local_size if ranks is not None and device.type == "cpu" else 1
+
+
+def micro_batch(
+    options: TrainingOptions, vocab_size: int, window: int, device: "torch.device", ranks: "Ranks | None" = None
+) -> int:
+    """Sequences of a pass: those that the options name, or as many as fit and make it quicker, at least one.
+
+    ranks: with its kind decided. Raises BadOption for a batch that the processes cannot share.
+    """
+    size, kind = _shared_by(ranks)
+    share, memory = options.share(size), room(device, ranks)
+    if options.micro_batch_size:
+        return options.micro_batch_size
+    rows = share
+    if memory is not None:
+        rows = max(1, largest_micro_batch(options, vocab_size, window, USABLE * memory, size, kind))
+    if device.type == "cpu":
+        rows = max((n for n in range(1, rows + 1) if share % n == 0 and n * window <= _CPU_TOKENS), default=1)
+    return rows
+
+
+def _shared_by(ranks: "Ranks | None") -> tuple[int, str]:
+    """How many processes there are, and the kind to count with; while that is undecided, the one that takes least."""
+    if ranks is None or ranks.size == 1:
+        return 1, "ddp"
+    return ranks.size, "ddp" if ranks.kind == "ddp" else "fsdp"
+
+
 def check_memory(
-    options: TrainingOptions, device: "torch.device", vocab_size: int, window: int | None = None, ranks: int = 1
+    options: TrainingOptions,
+    device: "torch.device",
+    vocab_size: int,
+    window: int | None = None,
+    ranks: "Ranks | None" = None,
 ) -> None:
     """Raises BadOption, with what would fit, for a run that this machine has no room for.
 
     window: tokens a row, None before the data is known: then the weights alone are weighed. What a pass keeps is
-    counted half, since compiling saves some of it: only what cannot work is refused. ranks: processes, each on a
+    counted half, since compiling saves some of it: only what cannot work is refused. ranks: the processes, each on a
     device like this one.
     """
-    total = total_memory(device)
+    total = room(device, ranks)
     # Inputs and targets of a whole batch are made at once, in 8 bytes a token each.
     row = 16 * (window or 1)
     if total is not None and options.batch_size * row > total:
@@ -148,45 +196,54 @@ def check_memory(
             f"The token ids alone of {options.batch_size:,} sequences a step take {size}, but there are "
             f"{_gigabytes(total)} of memory in all; --batch-size {total // 4 // row} would fit."
         )
-    sharded = "ddp" if options.parallel == "ddp" else "fsdp"
-    needed = need(options, vocab_size, window or options.context, ranks, sharded)
+    needed = need(options, vocab_size, window or options.context, *_shared_by(ranks))
     if total is not None and needed.state + (needed.batch // 2 if window else 0) > total:
-        raise BadOption(_advice(options, device, vocab_size, window or options.context))
+        raise BadOption(_advice(options, device, vocab_size, window or options.context, ranks))
 
 
 @contextmanager
 def explained(
-    options: TrainingOptions, device: "torch.device", vocab_size: int, window: int, then: str = ""
+    options: TrainingOptions,
+    device: "torch.device",
+    vocab_size: int,
+    window: int,
+    then: str = "",
+    ranks: "Ranks | None" = None,
 ) -> Iterator[None]:
     """Turns an allocator's error into BadOption: how much is needed, and what would fit. `then` ends the message."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
         if no_room(error):
-            raise BadOption(_advice(options, device, vocab_size, window) + then) from error
+            raise BadOption(_advice(options, device, vocab_size, window, ranks) + then) from error
         raise
 
 
-def _advice(options: TrainingOptions, device: "torch.device", vocab_size: int, window: int) -> str:
-    needed, total = need(options, vocab_size, window), total_memory(device)
+def _advice(
+    options: TrainingOptions, device: "torch.device", vocab_size: int, window: int, ranks: "Ranks | None"
+) -> str:
+    size, kind = _shared_by(ranks)
+    needed, total = need(options, vocab_size, window, size, kind), room(device, ranks)
     whole = needed.total
-    # Some is left for others. Where it should have fitted, others have taken it: then half as much might.
-    budget = whole // 2 if total is None or whole <= total else total * 4 // 5
-    rows = options.micro_batch_size or options.batch_size
+    # Where it should have fitted, others have taken it: then half as much might.
+    budget = whole // 2 if total is None or whole <= total else int(USABLE * total)
+    rows = options.micro_batch_size or -(-options.batch_size // size)
     place = "this machine" if device.type == "cpu" else str(device)
+    if _sharers(device, ranks) > 1:
+        place = f"each of the {_sharers(device, ranks)} processes on this machine"
     has = f"{place} has {'less' if total is None else f'{_gigabytes(total)} in all'}"
     return (
         f"Training this takes about {_gigabytes(whole)} of memory ({_gigabytes(needed.state)} for weights, gradients "
         f"and optimiser, {_gigabytes(needed.batch)} for {rows:,} x {window:,} tokens at a time), but {has}; "
-        f"{_what_fits(options, vocab_size, window, budget)}."
+        f"{_what_fits(options, vocab_size, window, budget, size, kind)}."
     )
 
 
-def _what_fits(options: TrainingOptions, vocab_size: int, window: int, budget: int) -> str:
+def _what_fits(options: TrainingOptions, vocab_size: int, window: int, budget: int, size: int, kind: str) -> str:
     def fits(candidate: TrainingOptions) -> bool:
-        return need(candidate, vocab_size, window).total <= budget
+        return need(candidate, vocab_size, window, size, kind).total <= budget
 
-    rows = largest_micro_batch(options, vocab_size, window, budget)
+    rows = largest_micro_batch(options, vocab_size, window, budget, size, kind)
     if rows:
         return f"--micro-batch-size {rows} would fit"
     single = replace(options, micro_batch_size=1)

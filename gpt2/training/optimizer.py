@@ -31,7 +31,8 @@ class Optimizer:
 
     def __init__(self, network: nn.Module, options: TrainingOptions, ranks: Ranks | None = None) -> None:
         self._ranks = ranks or Ranks()
-        self._names: dict[Tensor, str] = {parameter: name for name, parameter in network.named_parameters()}
+        # What is not learnt (the base under an adapter) has no state.
+        self._names: dict[Tensor, str] = {p: name for name, p in network.named_parameters() if p.requires_grad}
         matrices = {p: name for p, name in self._names.items() if name.startswith("h.") and p.ndim == 2}
         embeddings = [p for p, name in self._names.items() if not name.startswith("h.") and p.ndim == 2]
         vectors = [p for p in self._names if p.ndim < 2]

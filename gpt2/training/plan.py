@@ -5,12 +5,12 @@ with every plan. What can be tried on this machine is tried by `training.probe` 
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from gpt2.config import GPT2Config
 from gpt2.errors import BadOption
 from gpt2.training.devices import Device
-from gpt2.training.flops import flops_per_token
+from gpt2.training.flops import block_matrices, flops_per_token
 from gpt2.training.memory import Need, largest_micro_batch, need
 from gpt2.training.options import TrainingOptions
 
@@ -116,17 +116,12 @@ def plan(options: TrainingOptions, vocab_size: int, cluster: Cluster, parallel: 
     Without a micro-batch in the options, the largest that fits is taken. Raises BadOption for a batch that the GPUs
     cannot share evenly.
     """
-    share, rest = divmod(options.batch_size, cluster.gpus)
-    if rest or not share:
-        raise BadOption(
-            f"A batch of {options.batch_size} sequences cannot be shared evenly by {cluster.gpus} GPUs; choose another "
-            "number of either."
-        )
+    share = options.share(cluster.gpus, "GPUs")
     config, window, device = options.model_config(vocab_size), options.context, cluster.device
     budget = _USABLE * device.memory
     fitting = largest_micro_batch(options, vocab_size, window, budget, cluster.gpus, parallel)
     rows = math.gcd(share, options.micro_batch_size) if options.micro_batch_size else max(fitting, 1)
-    needed = need(_with_rows(options, rows, cluster.gpus), vocab_size, window, cluster.gpus, parallel)
+    needed = need(options.with_rows(rows, cluster.gpus), vocab_size, window, cluster.gpus, parallel)
     passes = share // rows
     tokens = options.batch_size * window
     mfu, _ = cluster.reached(config.parameters)
@@ -169,29 +164,24 @@ def assumptions(cluster: Cluster, parameters: int) -> list[str]:
     return said
 
 
-def _with_rows(options: TrainingOptions, rows: int, gpus: int) -> TrainingOptions:
-    return replace(options, batch_tokens=0, batch_size=rows * gpus, micro_batch_size=rows)
-
-
 def _communication(
     options: TrainingOptions, config: GPT2Config, gpus: int, parallel: str, pass_seconds: float
 ) -> tuple[float, float, float]:
     """Bytes that a GPU sends once a step and in each pass, and seconds of computing that hide the former.
 
     DDP sums float32 gradients over all GPUs in the way back of the last pass, two thirds of it. FSDP gathers the
-    weights of every block in both ways of every pass, and the embeddings once, in the width that it computes in; it
-    sums and shares out float32 gradients. Muon's finished updates are put together in that width.
+    weights of every block in both ways of every pass, in the width that it computes in, and the embeddings once, in
+    float32; it sums and shares out float32 gradients. Muon's finished updates are put together in that width.
     """
     if gpus == 1:
         return 0.0, 0.0, 0.0
     ring = (gpus - 1) / gpus
     width = 2 if options.dtype == "bfloat16" else 4
-    matrices = config.n_layer * (4 * config.n_embd**2 + 2 * config.n_embd * config.mlp_width)
-    updates = matrices * width if options.optimizer == "muon" else 0
+    updates = block_matrices(config) * width if options.optimizer == "muon" else 0
     if parallel == "ddp":
         return ring * (2 * 4 * config.parameters + updates), 0.0, 2 / 3 * pass_seconds
     root = (config.vocab_size + config.n_positions) * config.n_embd
-    each = 2 * width * (config.parameters - root) + width * root + 4 * config.parameters
+    each = 2 * width * (config.parameters - root) + 4 * root + 4 * config.parameters
     # To whoever works on a matrix, and back: each GPU its share.
     return ring * 2 * updates / gpus, ring * each, 0.0
 

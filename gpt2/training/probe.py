@@ -6,7 +6,7 @@ It trains on random tokens for a moment and keeps nothing. What machines elsewhe
 import gc
 import statistics
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -112,7 +112,7 @@ class _Trial:
     """A network and its optimiser, to take steps with that lead nowhere."""
 
     def __init__(self, options: TrainingOptions, vocab_size: int, device: torch.device, rows: int) -> None:
-        options = replace(options, batch_tokens=0, batch_size=rows, micro_batch_size=rows)
+        options = options.with_rows(rows)
         self._options, self._device = options, device
         self._network = GPT2(options.model_config(vocab_size)).initialise(options.seed).to(device).train()
         self._loss = Loss(self._network, options.dtype, options.compile)

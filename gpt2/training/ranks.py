@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -20,8 +21,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gpt2.errors import BadOption, Error, Unavailable
 from gpt2.memory import total_memory
-from gpt2.model import GPT2
-from gpt2.training.loss import Loss
+from gpt2.model import GPT2, Block
+from gpt2.training.loss import Loss, block_pass
+
+Decision = TypeVar("Decision", bool, int, float, str, tuple[float, ...])
 
 # The others wait while the first writes a checkpoint or a sample, and while a slow one reads its data.
 _PATIENCE = timedelta(minutes=30)
@@ -60,15 +63,18 @@ class Ranks:
         optimiser is made afterwards."""
         if self.size == 1:
             return loss
-        network = loss.network
-        if self.kind == "auto":
-            total = total_memory(network.device)
-            # Processes on one CPU share its memory; every GPU has its own.
-            room = None if total is None else total // (self.local_size if network.device.type == "cpu" else 1)
-            self.kind = kind_that_fits(sum(p.numel() for p in network.parameters()), room)
+        self.decide(sum(p.numel() for p in loss.network.parameters()), loss.network.device)
         if self.kind == "ddp":
             return DistributedDataParallel(loss, gradient_as_bucket_view=True)
         return _sharded(loss, self.size)
+
+    def decide(self, parameters: int, device: torch.device) -> None:
+        """Makes "auto" the kind that fits on such a device, the first's. Further calls change nothing. All call it."""
+        if self.kind == "auto":
+            total = total_memory(device)
+            # Processes on one CPU share its memory; every GPU has its own.
+            room = None if total is None else total // (self.local_size if device.type == "cpu" else 1)
+            self.kind = self.agreed(kind_that_fits(parameters, room))
 
     def last_of(self, module: nn.Module, last: bool) -> AbstractContextManager[None]:
         """Around the forward and backward pass of a micro-batch: under DDP only the last one's exchanges gradients.
@@ -86,6 +92,26 @@ class Ranks:
         value = value.clone()
         dist.all_reduce(value)
         return value
+
+    def agreed(self, value: Decision) -> Decision:
+        """The first process's value, on every process: what all have to decide alike, one decides. All call it.
+
+        Figures of the same step may differ in a bit from process to process, and memory by far more; where one then
+        goes into a collective call and another does not, both wait for ever.
+        """
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def heard(self, text: str | None) -> str | None:
+        """The first text that a process has to tell, on every process; None if none has. All call it."""
+        if self.size == 1:
+            return text
+        texts: list[str | None] = [None] * self.size
+        dist.all_gather_object(texts, text)
+        return next((text for text in texts if text is not None), None)
 
     def barrier(self) -> None:
         """Waits until every process is here."""
@@ -178,32 +204,37 @@ def kind_that_fits(parameters: int, memory: int | None) -> str:
 
 
 def _sharded(loss: Loss, size: int) -> nn.Module:
-    """The loss with its network's blocks sharded one by one, and embeddings and last norm, which are the tied head's
-    too, as one group that stays gathered from the forward to the backward pass."""
+    """The loss with its network sharded: each block's matrices by themselves, which are gathered in the pass's width;
+    and as one group all that a pass reads in float32, which stays gathered from the forward to the backward pass:
+    embeddings (the tied head's, too) and norms."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
     network, narrow = loss.network, loss.narrow
     mesh = init_device_mesh(network.device.type, (size,))
-    policy = MixedPrecisionPolicy(param_dtype=narrow, reduce_dtype=torch.float32 if narrow else None)
-    for block in network.h:
+    policy = MixedPrecisionPolicy(
+        param_dtype=narrow, reduce_dtype=torch.float32 if narrow else None, cast_forward_inputs=False
+    )
+    blocks = cast("list[Block]", list(network.h))
+    matrices = {p for block in blocks for part in (block.attn, block.mlp) for p in part.parameters()}
+    fully_shard(network, mesh=mesh, ignored_params=matrices)
+    for block in blocks:
+        block.forward = _pass_of(block, narrow)  # type: ignore[method-assign]
         if loss.compiled:
             block.compile()
-        fully_shard(block, mesh=mesh, mp_policy=policy)
-    fully_shard(network, mesh=mesh, mp_policy=policy)
-    for method in ("hidden", "loss"):
-        register_fsdp_forward_method(network, method)
-    # Evaluation is in inference mode; weights that were gathered in it could not be trained with afterwards.
-    network.loss = _trainable(network.loss)  # type: ignore[method-assign, assignment]
-    return Loss(network, "bfloat16" if narrow else "float32", plain=True)
+        norms = {*block.ln_1.parameters(), *block.ln_2.parameters()}
+        fully_shard(block, mesh=mesh, mp_policy=policy, ignored_params=norms)
+    register_fsdp_forward_method(network, "hidden")
+    return Loss(network, "bfloat16" if narrow else "float32", called=True)
 
 
-def _trainable(loss: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-    def outside(ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        with torch.inference_mode(False), torch.no_grad():
-            return loss(ids_BT, targets_BT)
+def _pass_of(block: Block, narrow: torch.dtype | None) -> Callable[..., Tensor]:
+    """The pass that a block has on one process, as its method `forward`: what gathers weights are hooks around that."""
 
-    return outside
+    def forward(x_BTC: Tensor, cache: None, mask: None) -> Tensor:
+        return block_pass(block, x_BTC, narrow or x_BTC.dtype)
+
+    return forward
 
 
 @contextmanager
@@ -239,14 +270,41 @@ def started(parallel: str, device: torch.device) -> Iterator[Ranks]:
     try:
         yield ranks
     except RuntimeError as error:
-        if isinstance(error, dist.DistError) or "gloo" in str(error):
-            raise Error(
-                f"Process {ranks.rank} lost the others: one of them has ended, and its own message says why "
-                f"({str(error).splitlines()[0]})."
-            ) from error
+        said = str(error).splitlines()[0] if str(error) else ""
+        if isinstance(error, dist.DistError) or "gloo" in said:
+            if "timed out" in said.lower() or "timeout" in said.lower():
+                why = f"they had not come after {_PATIENCE.total_seconds():,.0f} seconds, and may hang"
+            else:
+                why = "one of them has ended, and its own message says why"
+            raise Error(f"Process {ranks.rank} lost the others: {why} ({said}).") from error
         raise
     # Only when all went well: closing waits for the others, who may be gone. A process that fails ends anyway.
     dist.destroy_process_group()
+
+
+def told_by_first(message: str) -> bool:
+    """Whether the first process has ended with a message of its own, so that this one may be quiet about `message`.
+
+    What is wrong with options, data or a folder all of them see, or wait for the first that does. Under torchrun alone:
+    its store outlives the processes. The first itself gets False, and so does one whose trouble is its own.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "TORCHELASTIC_RUN_ID" not in os.environ:
+        return False
+    from torch.distributed.rendezvous import rendezvous
+
+    try:
+        store = next(rendezvous("env://", timeout=_A_MOMENT))[0]
+        rank = int(os.environ["RANK"])
+        if rank == 0:
+            store.set(_ENDED, message)
+        else:
+            store.wait([_ENDED], _A_MOMENT)
+    except (RuntimeError, ValueError, KeyError):
+        return False
+    return bool(rank)
+
+
+_ENDED, _A_MOMENT = "gpt2/ended", timedelta(seconds=5)
 
 
 def _check_device(device: torch.device, local_rank: int) -> None:

@@ -32,18 +32,19 @@ from gpt2.training.checkpoints import Checkpoints, reason
 from gpt2.training.optimizer import Optimizer
 from gpt2.training.options import TrainingOptions, read_recipe
 from gpt2.training.ranks import Ranks
+from gpt2.training.work import Work
 
 
 class RunFolder:
     """One run's folder. Construct it with `create` or `open`."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.checkpoints = Checkpoints(path)
+    def __init__(self, path: Path, work: Work | None = None) -> None:
+        self.path, self.work = path, work or Work()
+        self.checkpoints = Checkpoints(path, self.work)
         self._token = ""
 
     @classmethod
-    def create(cls, path: Path) -> "RunFolder":
+    def create(cls, path: Path, work: Work | None = None) -> "RunFolder":
         """A new run's folder, not yet on disk; raises BadOption if something is there already or it cannot be made."""
         above = path.absolute()
         try:
@@ -57,11 +58,11 @@ class RunFolder:
             tempfile.TemporaryDirectory(prefix=".gpt2-", suffix=".tmp", dir=above).cleanup()
         except OSError as error:
             raise BadOption(f"{path} cannot be made: {above}: {reason(error)}. Choose another --out.") from None
-        return cls(path)
+        return cls(path, work)
 
     @classmethod
-    def open(cls, path: Path) -> tuple["RunFolder", TrainingOptions, list[str]]:
-        """A run's folder, its options and its data; raises BadOption if it is none."""
+    def open(cls, path: Path, work: Work | None = None) -> tuple["RunFolder", TrainingOptions, list[str]]:
+        """A run's folder, its options and its data; raises BadOption if it is none, or one of other work."""
         recipe = path / "recipe.toml"
         if not recipe.is_file():
             raise BadOption(f"{path} is no run folder: it has no recipe.toml.")
@@ -73,11 +74,17 @@ class RunFolder:
                 f"{recipe} is damaged: it does not say what data the run has. Give it back its last lines: "
                 '[run] and data = ["/path/to/the/text.txt"].'
             )
-        return cls(path), options, data
+        if work is None and isinstance(run, dict) and "finetune" in run:
+            raise BadOption(f"{path} is a fine-tuning; go on with `gpt2 finetune --resume {path}`.")
+        return cls(path, work), options, data
 
     def write_recipe(self, options: TrainingOptions, data: list[str]) -> None:
         """Writes the resolved options and the data's paths."""
         recipe = options.to_toml() + f"\n[run]\ndata = {json.dumps(data, ensure_ascii=False)}\n"
+        if self.work.record:
+            recipe += "\n[run.finetune]\n" + "".join(
+                f"{name} = {json.dumps(value, ensure_ascii=False)}\n" for name, value in self.work.record.items()
+            )
         try:
             recipe.encode()
         except UnicodeEncodeError:
@@ -203,6 +210,13 @@ class RunFolder:
         self.checkpoints.save(step, network, tokenizer, optimizer, state, ranks)
         if ranks.is_first:
             self.checkpoints.prune(keep, step)
+
+    def restate(self, step: int, state: dict[str, Any], ranks: Ranks, keep: int) -> None:
+        """Replaces the state in the checkpoint of a step that has just been saved, and does as `save` with the best."""
+        if ranks.is_first:
+            with self._writing("state.json"):
+                self.checkpoints.restate(step, state)
+                self.checkpoints.prune(keep, step)
 
     def _sync_metrics(self) -> None:
         # The metrics up to a checkpoint must outlast a power cut as it does.

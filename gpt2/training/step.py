@@ -65,8 +65,8 @@ class Step:
         loss = accumulate_gradients(
             self.loss, inputs_BT.to(self._device), targets_BT.to(self._device), self.micro_batch_size, before, ranks
         )
-        norm = ranks.clip(self.network.parameters(), options.grad_clip)
-        result = StepResult(float(loss), norm)
+        mean, norm = ranks.agreed((float(loss), ranks.clip(self.network.parameters(), options.grad_clip)))
+        result = StepResult(mean, norm)
         if not result.finite or self.guard.is_spike(result.loss, result.norm):
             self.optimizer.forget_gradients()
             return StepResult(result.loss, result.norm, skipped=True)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from gpt2.errors import BadOption, Unavailable
+from gpt2.files import write_atomically
 
 NAMES = ("tensorboard", "wandb", "trackio")
 
@@ -220,10 +221,9 @@ class _Place:
         kept = path.read_text(encoding="ascii").split() if path.is_file() else []
         if resumed_at is not None and len(kept) == 2 and kept[1].isdecimal():
             self.name, self._reached = kept[0], int(kept[1])
-        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, self._line(max(self._reached, 0)))
         # One short write in place a step: a kill leaves the old number or the new one.
-        self._file = path.open("wb", buffering=0)
-        self._file.write(self._line(max(self._reached, 0)))
+        self._file = path.open("r+b", buffering=0)
 
     def is_new(self, step: int) -> bool:
         """Whether a step's points are not there yet; notes that they are now."""

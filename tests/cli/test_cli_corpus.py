@@ -93,6 +93,20 @@ def test_check_names_damage_and_fails(build, gpt2, tmp_path):
     assert answer.out.splitlines()[-1] == "damaged"
 
 
+@pytest.mark.parametrize("lost", ["tokenizer", "total", "settings", "steps", "vocab_size of tokenizer"])
+def test_a_report_that_lacks_something_is_damaged_and_named(build, gpt2, tmp_path, lost):
+    build()
+    path = tmp_path / "out" / "corpus.json"
+    report = json.loads(path.read_text())
+    name, _, part = lost.partition(" of ")
+    del (report[part] if part else report)[name]
+    path.write_text(json.dumps(report))
+    for answer in (gpt2("corpus", "check", tmp_path / "out"), build()):
+        assert answer.code == 2
+        assert f"corpus.json is damaged: it does not say {lost}" in answer.err
+        assert len(answer.err.splitlines()) == 1
+
+
 def test_a_second_run_says_that_it_is_finished(build):
     build()
     answer = build()

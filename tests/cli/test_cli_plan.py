@@ -7,7 +7,11 @@ from rich.console import Console
 
 from gpt2.cli.plan import count
 from gpt2.cli.progress import Progress, describe, duration
+from gpt2.shards import open_shards
+from gpt2.training import read_recipe
 from gpt2.training.evaluate import Evaluation
+from tests.helpers import byte_tokenizer
+from tests.unit.test_training_data import LINES, corpus
 
 
 def flags(**values):
@@ -58,10 +62,56 @@ def test_this_machine_for_people(gpt2):
 
 
 def test_a_recipe_and_a_flag_over_it(gpt2):
-    answer = gpt2("plan", "--recipe", "shakespeare", "--steps", "7", "--no-probe", "--json")
-    assert answer.json["steps"] == 7
+    answer = gpt2("plan", "--recipe", "shakespeare", "--steps", "200", "--no-probe", "--json")
+    assert answer.json["steps"] == 200
     assert answer.json["optimizer"] == "muon"
     assert answer.json["shape"]["vocab_size"] == 1024
+
+
+def test_a_model_to_begin_with_has_its_own_shape(gpt2, model_path):
+    tuned = gpt2("plan", "--recipe", "finetune", "--no-probe", "--json").json
+    assert tuned["parameters"] == 124_439_808
+    tiny = gpt2("plan", "--init", model_path, "--context", "32", "--no-probe", "--json").json
+    assert tiny["shape"] == {"n_layer": 2, "n_head": 2, "n_embd": 32, "n_positions": 32, "vocab_size": 257}
+    assert tiny["memory"]["weights"] == 4 * tiny["parameters"]
+    longer = gpt2("plan", "--init", model_path, "--context", "64")
+    assert (longer.code, longer.err.count("\n")) == (2, 1)
+    assert "has a window of 32" in longer.err
+    nowhere = gpt2("plan", "--init", "./nowhere", "--no-probe")
+    assert (nowhere.code, nowhere.err.count("\n")) == (2, 1)
+    assert "no file or folder ./nowhere" in nowhere.err
+
+
+def test_a_corpus_has_its_own_vocabulary(gpt2, tmp_path):
+    folder = corpus(tmp_path / "corpus", byte_tokenizer(), LINES)
+    document = gpt2("plan", folder, "--no-probe", "--json").json
+    assert document["shape"]["vocab_size"] == 257
+    assert document["data_tokens"] == len(open_shards(folder))
+    assert document["data_tokens_counted"] is True
+
+
+@pytest.mark.parametrize("flags", [["--batch-size", "600"], ["--batch-size", "12", "--micro-batch-size", "3"]])
+def test_the_run_takes_the_micro_batch_that_was_planned(gpt2, tmp_path, flags):
+    (tmp_path / "text.txt").write_text("a stitch in time saves nine; " * 400)
+    words = [tmp_path / "text.txt", *TINY[:8], "--vocab-size", "260", *flags, "--steps", "1", "--trackers", "none"]
+    planned = gpt2("plan", *words, "--no-probe", "--json").json["micro_batch_size"]
+    assert gpt2("train", *words, "--out", tmp_path / "run").code == 0
+    assert read_recipe(str(tmp_path / "run" / "recipe.toml"))["micro_batch_size"] == planned
+    assert planned == (3 if len(flags) > 2 else 200)  # of 600, the most that are no more than 4,096 tokens
+
+
+def test_the_trial_keeps_freed_memory_as_a_run_does(gpt2, monkeypatch):
+    asked = []
+    monkeypatch.setattr("gpt2.training.allocator.keep_freed_memory", lambda: asked.append(1))
+    assert gpt2("plan", *TINY).code == 0
+    assert asked == [1]
+
+
+def test_a_micro_batch_that_is_not_free_now_is_told_and_not_tried(gpt2, monkeypatch):
+    monkeypatch.setattr("gpt2.runners.machine.available_memory", lambda device: 40_000_000)
+    answer = gpt2("plan", *TINY, "--n-embd", "256", "--batch-size", "256")
+    assert "`gpt2 train` would take 256: free some memory, or say --micro-batch-size" in " ".join(answer.out.split())
+    assert "tokens/s" not in answer.out
 
 
 def test_what_is_too_large_for_this_machine_is_told(gpt2):

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -41,7 +43,7 @@ def steps_of(run):
     return file.read_bytes().count(b"\n") if file.exists() else 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_a_signal_saves_and_leaves(text, tmp_path, number):
     run = tmp_path / "run"
     child = command(tmp_path / "said", *arguments(LONG, text, run))
@@ -55,6 +57,67 @@ def test_a_signal_saves_and_leaves(text, tmp_path, number):
     child = command(tmp_path / "said", "train", "--resume", str(run), "--steps", str(step + 2), "--json")
     assert child.wait() == 0, child.output
     assert json.loads(child.output.splitlines()[-1])["step"] == step + 2
+
+
+def no_hangup() -> None:
+    """As `nohup` starts a program."""
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+
+def test_a_closed_terminal_is_ignored_if_it_was_before(text, tmp_path):
+    run = tmp_path / "run"
+    child = command(tmp_path / "said", *arguments(replace(LONG, steps=300), text, run), before=no_hangup)
+    wait_for(lambda: steps_of(run) > 2)
+    child.signal(signal.SIGHUP)
+    assert child.wait() == 0, child.output
+    assert (run / "latest").read_text() == "step-000300\n"
+
+
+def nobody_reads() -> None:
+    """As `2>&1 | head` once head has gone."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    sys.stderr = open(writing, "w", buffering=1)  # noqa: PTH123, SIM115 (it stays open)
+
+
+def full_disk() -> None:
+    sys.stderr = open("/dev/full", "w", buffering=1)  # noqa: PTH123, SIM115
+
+
+@pytest.mark.parametrize("stderr", [nobody_reads, full_disk])
+def test_a_view_that_nobody_reads_does_not_end_a_run(text, tmp_path, stderr):
+    if stderr is full_disk and not Path("/dev/full").exists():
+        pytest.skip("this system has no /dev/full")
+    words = arguments(replace(OPTIONS, steps=12), text, tmp_path / "run")
+    child = command(tmp_path / "said", *words, "--json", before=stderr)
+    assert child.wait() == 0
+    assert json.loads(child.output)["step"] == 12
+    assert (tmp_path / "run" / "latest").read_text() == "step-000012\n"
+
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "gpt2"]
+
+
+def test_under_torchrun_a_signal_saves_and_bad_input_is_said_once(text, tmp_path):
+    run = tmp_path / "run"
+    with (tmp_path / "said").open("w") as said:
+        process = subprocess.Popen([*TORCHRUN, *arguments(LONG, text, run)], stdout=said, stderr=said)
+        try:
+            wait_for(lambda: steps_of(run) > 0)
+            process.terminate()
+            process.wait(120)
+        finally:
+            process.kill()
+    last = metrics(run)[-1]["step"]
+    assert (run / "latest").read_text() == f"step-{last:06d}\n", (tmp_path / "said").read_text()
+    assert check_whole(run) == 1
+
+    ended = subprocess.run(
+        [*TORCHRUN, "train", str(tmp_path / "none.txt")], capture_output=True, text=True, timeout=200
+    )
+    assert ended.returncode != 0
+    assert ended.stderr.count("gpt2: ") == 1, ended.stderr
+    assert f"{tmp_path / 'none.txt'} is no file" in ended.stderr
 
 
 class Hanging(Recorder):
@@ -162,7 +225,7 @@ def small_files_only() -> None:
 def test_a_checkpoint_that_cannot_be_written_is_one_sentence(text, tmp_path, saved):
     """As a quota or a full disk: the system refuses to make a file as large as the optimiser's state."""
     run = tmp_path / "run"
-    options = replace(LONG, steps=2 if saved else 8, save_every=2)
+    options = replace(LONG, steps=2 if saved else 8, save_every=2, warmup_steps=1)
     words = arguments(options, text, run)
     if saved:
         assert command(tmp_path / "said", *words).wait() == 0
@@ -185,7 +248,7 @@ def test_a_checkpoint_that_cannot_be_written_is_one_sentence(text, tmp_path, sav
 def test_a_read_only_disk(text, tmp_path):
     with small_disk(tmp_path / "disk", "8m") as disk:
         run = disk / "run"
-        options = replace(OPTIONS, steps=2, eval_every=0)
+        options = replace(OPTIONS, steps=2, eval_every=0, warmup_steps=1)
         assert command(tmp_path / "said", *arguments(options, text, run)).wait() == 0
         assert os.system(f"mount -o remount,ro {disk}") == 0
         child = command(tmp_path / "said", "train", "--resume", str(run), "--steps", "4")

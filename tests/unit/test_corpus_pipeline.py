@@ -21,7 +21,7 @@ from gpt2.corpus.sources import Source
 from gpt2.errors import BadData, BadOption, Notice, Unavailable
 from gpt2.shards import open_shards
 from gpt2.tokenizer import Tokenizer, write_tokenizer
-from gpt2.training.data import split
+from gpt2.training.documents import split
 from tests.helpers import byte_tokenizer
 
 PLAIN = CorpusOptions(near=False)

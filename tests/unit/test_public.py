@@ -100,6 +100,18 @@ def test_no_room_imports_the_rooms_above_it():
             "checkpoint",
             "shards",
         },
+        "evaluation": {"errors", "files", "model", "tokenizer", "checkpoint", "generation", "shards"},
+        "finetuning": {
+            "errors",
+            "files",
+            "model",
+            "tokenizer",
+            "checkpoint",
+            "generation",
+            "shards",
+            "corpus",
+            "training",
+        },
     }
     for room, below in allowed.items():
         files = (

@@ -9,7 +9,7 @@ import pytest
 from gpt2.corpus import fates
 from gpt2.errors import Notice
 from gpt2.shards import digest, held_out
-from gpt2.training.data import split
+from gpt2.training.documents import split
 
 TEXTS = [f"document {number}" for number in range(300)]
 

@@ -204,9 +204,10 @@ class TestCheck:
         write_tokenizer(BYTES, folder)
         report = {
             "format": "gpt2-corpus 1",
-            "tokenizer": {"fingerprint": BYTES.fingerprint()},
+            "tokenizer": {"fingerprint": BYTES.fingerprint(), "vocab_size": 1000},
             "shards": {"train": len(list(folder.glob("train-*"))), "validation": 0},
             "total": {"tokens": len(row(documents()))},
+            **{name: {} for name in ("settings", "sets", "steps", "problems", "seconds", "worker_seconds")},
         }
         (folder / "corpus.json").write_text(json.dumps(report))
         return folder, report

@@ -68,3 +68,24 @@ def test_dropout_draws_from_the_seed_keeps_its_share_and_its_mean():
 
     mean = torch.stack([causal_attention(*parts, 0.3, dropout=0.25) for _ in range(600)]).mean(0)
     assert (mean - causal_attention(*parts, 0.3)).abs().max() < 0.25
+
+
+def test_layers_with_scales_of_their_own_share_one_program():
+    graphs = []
+
+    def counted(graph, examples):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(causal_attention, backend=counted, dynamic=False)
+    slope = torch.randn(2, 3, 31, 8, dtype=torch.float64)
+    for layer in range(4):
+        scale = torch.tensor(0.3 / (layer + 1), dtype=torch.float64)
+        results = []
+        for function, given in ((compiled, scale), (causal_attention, float(scale))):
+            parts = inputs(31)
+            y = function(*parts, given)
+            results.append([y, *torch.autograd.grad(y, parts, slope)])
+        for ours, plain in zip(*results, strict=True):
+            torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-13)
+    assert len(graphs) == 1

@@ -40,7 +40,7 @@ def test_everything_is_synced_before_it_gets_its_name(tmp_path, text, monkeypatc
     monkeypatch.setattr(os, "fsync", lambda handle: (events.append(("sync", name_of(handle))), sync(handle))[1])
     monkeypatch.setattr(Path, "rename", lambda a, b: (events.append(("name", str(a), str(b))), rename(a, b))[1])
     monkeypatch.setattr(Path, "replace", lambda a, b: (events.append(("name", str(a), str(b))), replace_file(a, b))[1])
-    train(replace(PLAIN, steps=2), [text], tmp_path / "run", Recorder())
+    train(replace(PLAIN, steps=2, warmup_steps=0), [text], tmp_path / "run", Recorder())
     if not any(event[1] for event in events if event[0] == "sync"):
         pytest.skip("this system does not tell which file is synced")
 
@@ -161,7 +161,7 @@ def test_whatever_is_damaged_is_named_with_what_to_do(run, file, how):
 def test_another_tokenizer_in_a_checkpoint_is_refused(run, tmp_path, text):
     other = tmp_path / "other.txt"
     other.write_text("zebras vex jumping wolves " * 200)
-    train(replace(PLAIN, steps=2), [other], tmp_path / "other", Recorder())
+    train(replace(PLAIN, steps=2, warmup_steps=0), [other], tmp_path / "other", Recorder())
     for file in (tmp_path / "other" / "checkpoints" / "step-000002").glob("*"):
         if file.name in ("tokenizer.json", "vocab.json", "merges.txt"):
             shutil.copy(file, run / "checkpoints" / "step-000006")
@@ -196,7 +196,7 @@ def test_a_save_that_is_interrupted_leaves_nothing(tmp_path, text, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gpt2.training.checkpoints.write_directory", interrupted)
+    monkeypatch.setattr("gpt2.training.work.write_directory", interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(PLAIN, [text], tmp_path / "run", Recorder())
     assert not litter(tmp_path / "run")

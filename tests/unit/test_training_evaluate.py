@@ -10,6 +10,7 @@ from gpt2.errors import BadData, BadOption
 from gpt2.shards import ShardWriter, open_shards
 from gpt2.training.data import Part, to_ids
 from gpt2.training.evaluate import _windows, count_bytes, evaluate
+from gpt2.training.ranks import Ranks
 from tests.helpers import tiny_model
 
 DOCUMENTS = ["To be, or not to be.", "that is the question" * 5, "x"]
@@ -20,7 +21,7 @@ DOCUMENTS = ["To be, or not to be.", "that is the question" * 5, "x"]
 def test_every_target_is_scored_once(stride, length):
     ids = np.arange(length, dtype=np.int32)
     scored = []
-    for inputs, targets in _windows(ids, 32, stride, batch_size=3):
+    for inputs, targets in _windows(ids, 32, stride, 3, Ranks()):
         assert inputs.shape[1] <= 32
         real = targets != -100
         assert torch.equal(targets[real], inputs[real] + 1)
@@ -91,7 +92,7 @@ def test_windows_are_read_as_they_are_scored():
             read.append((start, count))
             return np.arange(start, start + count, dtype=np.int32)
 
-    batches = _windows(Watched(), 8, 8, batch_size=2)
+    batches = _windows(Watched(), 8, 8, 2, Ranks())
     next(batches)
     assert read == [(0, 9), (8, 9)]
     list(batches)

@@ -161,7 +161,7 @@ def test_bad_data_leaves_no_folder_behind(tmp_path):
 
 def test_the_best_checkpoint_is_the_one_that_was_measured(text, tmp_path, monkeypatch):
     losses = iter([3.0, 2.0, 5.0, 5.0, 6.0])
-    monkeypatch.setattr("gpt2.training.loop.evaluate", lambda *_, **__: Evaluation(next(losses), 1, 1))
+    monkeypatch.setattr("gpt2.training.validation.evaluate", lambda *_, **__: Evaluation(next(losses), 1, 1))
     train(replace(OPTIONS, eval_every=2, save_every=5), [text], tmp_path / "run", Recorder())
     assert (tmp_path / "run" / "best").read_text() == "step-000004\n"
     assert load(tmp_path / "run" / "checkpoints" / "step-000004")
@@ -253,7 +253,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(text, 
 
 def test_text_shorter_than_the_window_trains(tmp_path):
     (tmp_path / "a.txt").write_text("a short text")
-    options = replace(OPTIONS, vocab_size=257, context=64, validation=0.2, steps=2)
+    options = replace(OPTIONS, vocab_size=257, context=64, validation=0.2, steps=2, warmup_steps=1)
     result = train(options, [tmp_path / "a.txt"], tmp_path / "run", Recorder())
     assert result.validation is not None
     assert load(tmp_path / "run").config.n_positions == 64

@@ -109,15 +109,15 @@ def test_compiled_for_real_it_is_the_models_still():
     assert_equal(with_gradients(Loss(network, "bfloat16", compile=True), network, *batch()), expected, 0.04)
 
 
-@pytest.mark.parametrize("plain", [False, True])
-def test_blocks_as_modules_give_the_same(plain):
-    """Hooks of a wrapping (FSDP2) fire in the plain form, and only there."""
+@pytest.mark.parametrize("called", [False, True])
+def test_blocks_as_modules_give_the_same(called):
+    """Hooks of a wrapping (FSDP2) fire where the network is called, and only there."""
     network = GPT2(GPT2Config(**SHAPE)).double().initialise(0)
-    called = []
+    fired = []
     for block in network.h:
-        block.register_forward_hook(lambda *_: called.append(1))
-    ours = with_gradients(Loss(network, "float32", plain=plain), network, *batch())
-    assert len(called) == (2 if plain else 0)
+        block.register_forward_hook(lambda *_: fired.append(1))
+    ours = with_gradients(Loss(network, "float32", called=called), network, *batch())
+    assert len(fired) == (2 if called else 0)
     assert_equal(ours, with_gradients(network.loss, network, *batch()), 1e-10)
 
 

@@ -11,8 +11,9 @@ from gpt2.errors import BadOption
 from gpt2.model import GPT2
 from gpt2.training import TrainingOptions, cross_entropy, memory, resume, train
 from gpt2.training.loss import Loss
-from gpt2.training.memory import check_memory, explained, largest_micro_batch, need
+from gpt2.training.memory import check_memory, explained, largest_micro_batch, micro_batch, need
 from gpt2.training.optimizer import Optimizer
+from gpt2.training.ranks import Ranks
 from tests.helpers import Recorder, random_ids
 from tests.unit.test_training_loop import OPTIONS, TEXT
 
@@ -155,6 +156,65 @@ def test_what_is_said_to_fit_fits(machine, changes, flag):
     name = flag.removeprefix("--").replace("-", "_")
     doubled = need(replace(smaller, **{name: 2 * fitting[name]}), 1000, 128)
     assert doubled.state + doubled.batch > 400_000_000
+
+
+XL = TrainingOptions(n_layer=48, n_head=25, n_embd=1600, context=1024, batch_size=512, dtype="bfloat16")
+GPU = torch.device("cuda")
+
+
+def eight(kind):
+    return Ranks(size=8, local_size=8, kind=kind)
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "kind", "rows"), [(24, "fsdp", 4), (40, "fsdp", 8), (80, "fsdp", 16), (80, "ddp", 8)]
+)
+def test_the_micro_batch_is_what_fits_as_the_run_is_shared(machine, gigabytes, kind, rows):
+    machine(gigabytes * 10**9)
+    assert micro_batch(XL, 50257, 1024, GPU, eight(kind)) == rows
+    assert need(XL.with_rows(rows, 8), 50257, 1024, 8, kind).total < 0.8 * gigabytes * 10**9
+    assert need(XL.with_rows(2 * rows, 8), 50257, 1024, 8, kind).total > 0.8 * gigabytes * 10**9
+
+
+def test_where_not_even_one_row_fits_it_is_one_and_not_the_whole_share(machine):
+    machine(24 * 10**9)
+    assert micro_batch(XL, 50257, 1024, GPU, eight("ddp")) == 1
+
+
+def test_processes_on_one_cpu_share_its_memory(machine):
+    options = replace(SHAPE, batch_size=64)
+    machine(int(2 * need(options.with_rows(16, 2), 1000, 128, 2).total / 0.8) + 1000)
+    assert micro_batch(options, 1000, 128, CPU, Ranks(size=2, local_size=2, kind="ddp")) == 16
+    assert micro_batch(options, 1000, 128, CPU, Ranks(size=2, local_size=1, kind="ddp")) == 32
+
+
+def test_a_cpu_takes_no_more_tokens_at_a_time_than_make_it_quicker(machine):
+    machine(None)
+    assert micro_batch(replace(SHAPE, batch_size=96), 1000, 128, CPU) == 32
+    assert micro_batch(replace(SHAPE, batch_size=96), 1000, 128, GPU) == 96
+    assert micro_batch(replace(SHAPE, batch_size=96, context=8192), 1000, 8192, CPU) == 1
+    assert micro_batch(replace(SHAPE, batch_size=96, micro_batch_size=48), 1000, 128, CPU) == 48
+
+
+def test_the_advice_is_for_the_processes_that_there_are(machine):
+    machine(24 * 10**9)
+    for ranks in (eight("fsdp"), eight("auto")):
+        with pytest.raises(
+            BadOption, match=r"64 x 1,024 tokens at a time.*cuda has 24.0 GB in all; --micro-batch-size 4 "
+        ):
+            check_memory(XL, GPU, 50257, 1024, ranks)
+    # Shared out, the weights alone are no reason; whole, they are.
+    check_memory(XL, GPU, 50257, ranks=eight("auto"))
+    with pytest.raises(BadOption, match="would fit"):
+        check_memory(XL, GPU, 50257, ranks=eight("ddp"))
+    machine(40 * 10**9)
+    with pytest.raises(BadOption, match=r"each of the 8 processes on this machine has 5.0 GB in all"):
+        check_memory(XL, CPU, 50257, ranks=eight("ddp"))
+    with (
+        pytest.raises(BadOption, match="--micro-batch-size 8 would fit"),
+        explained(XL, GPU, 50257, 1024, "", eight("fsdp")),
+    ):
+        raise MemoryError
 
 
 def test_nothing_is_refused_that_has_room_or_whose_room_is_unknown(machine):

@@ -45,7 +45,7 @@ def test_what_a_gpu_sends_is_what_ring_collectives_send():
     assert ddp.sent == pytest.approx(2 * 7 / 8 * 4 * parameters)
     fsdp = plan(XL, 50257, Cluster(of_kind("h100")), "fsdp")
     embeddings = (50257 + 1024) * 1600
-    each = 7 / 8 * (2 * 2 * (parameters - embeddings) + 2 * embeddings + 4 * parameters)
+    each = 7 / 8 * (2 * 2 * (parameters - embeddings) + 4 * embeddings + 4 * parameters)
     assert fsdp.sent == pytest.approx(fsdp.passes * each)
     assert plan(replace(XL, batch_size=8), 50257, Cluster(of_kind("h200"), gpus=1), "ddp").sent == 0
     # Muon's updates travel besides.

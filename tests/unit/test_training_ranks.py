@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import textwrap
+from datetime import timedelta
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from gpt2.config import GPT2Config
 from gpt2.errors import BadOption
 from gpt2.model import GPT2
 from gpt2.training.loss import Loss
-from gpt2.training.ranks import Ranks, kind_that_fits, started
+from gpt2.training.ranks import Ranks, kind_that_fits, started, told_by_first
 
 CPU = torch.device("cpu")
 ENVIRONMENT = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -36,6 +37,9 @@ def test_alone_everything_is_as_it_is(monkeypatch, size):
         with ranks.whole(network) as whole:
             assert whole is network
         ranks.barrier()
+        assert ranks.agreed((1.5, 2.0)) == (1.5, 2.0)
+        assert ranks.heard(None) is None
+        assert ranks.heard("a word") == "a word"
 
 
 @pytest.mark.parametrize(("most", "left"), [(0.0, 5.0), (10.0, 5.0), (2.5, 2.5)])
@@ -52,6 +56,35 @@ def test_auto_shards_what_would_fill_more_than_half_of_a_device():
     assert kind_that_fits(1_558_000_000, 80 * 10**9) == "ddp"
     assert kind_that_fits(1_558_000_000, 40 * 10**9) == "fsdp"
     assert kind_that_fits(1_558_000_000, None) == "ddp"
+
+
+def test_the_first_process_decides_what_auto_means(monkeypatch):
+    """The memory of another machine may be larger."""
+    monkeypatch.setattr(Ranks, "agreed", lambda self, value: "fsdp")
+    ranks = Ranks(rank=1, size=2, kind="auto")
+    ranks.decide(1000, CPU)
+    assert ranks.kind == "fsdp"
+    monkeypatch.setattr(Ranks, "agreed", lambda self, value: "ddp")
+    ranks.decide(1000, CPU)
+    assert ranks.kind == "fsdp"
+
+
+def test_who_may_be_quiet_about_what_ends_it(monkeypatch):
+    """Under torchrun every process meets the same bad input: the first says it, and the others have heard that."""
+    assert not told_by_first("alone")
+    server = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    torchrun = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.port)}
+    for name, value in torchrun.items():
+        monkeypatch.setenv(name, value)
+    assert not told_by_first("processes that something else started")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setattr("gpt2.training.ranks._A_MOMENT", timedelta(seconds=0.3))
+    assert not told_by_first("this one's own trouble")
+    monkeypatch.setenv("RANK", "0")
+    assert not told_by_first("there is no such file")
+    monkeypatch.setenv("RANK", "1")
+    assert told_by_first("there is no such file")
 
 
 def test_half_an_environment_is_refused(monkeypatch):
@@ -91,6 +124,9 @@ def test_matrices_are_shared_out_and_put_together_again(tmp_path):
             try:
                 with started("auto", torch.device("cpu")) as ranks:
                     assert ranks.total(torch.tensor(ranks.rank)) == 3
+                    for value in (0.1 + ranks.rank, (1.0, float(ranks.rank)), str(ranks.rank), ranks.rank == 0):
+                        assert ranks.agreed(value) in (0.1, (1.0, 0.0), "0", True)
+                    assert ranks.heard(None if ranks.rank < 2 else "the last one's word") == "the last one's word"
                     for kind in ("ddp", "fsdp"):
                         ranks.kind = kind
                         for dtype in (torch.float32, torch.bfloat16):
@@ -119,3 +155,31 @@ def test_matrices_are_shared_out_and_put_together_again(tmp_path):
     assert ended.stdout.count("shared") == 3, ended.stderr
     assert ended.returncode != 0
     assert "BadData: the data is not there" in ended.stderr
+
+
+def test_waiting_in_vain_is_told_as_such(tmp_path):
+    script = tmp_path / "slow.py"
+    script.write_text(
+        textwrap.dedent(
+            """
+            import sys, time, torch
+            from datetime import timedelta
+            from gpt2.errors import Error
+            from gpt2.training import ranks as room
+
+            room._PATIENCE = timedelta(seconds=12)
+            try:
+                with room.started("auto", torch.device("cpu")) as ranks:
+                    ranks.barrier()
+                    if ranks.rank == 1:
+                        time.sleep(40)
+                    ranks.barrier()
+            except Error as error:
+                print(error, file=sys.stderr, flush=True)
+                sys.exit(1)
+            """
+        )
+    )
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    ended = subprocess.run([*torchrun, str(script)], capture_output=True, text=True, timeout=150)
+    assert "Process 0 lost the others: they had not come after 12 seconds, and may hang" in ended.stderr

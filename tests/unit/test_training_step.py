@@ -154,3 +154,16 @@ def test_ranks_share_a_batch_without_gaps(monkeypatch):
     assert rows == [0, 1, 2, 3]
     with pytest.raises(BadOption, match="batch of 4 sequences cannot be shared evenly by 3"):
         made(rank=0, size=3)
+
+
+@pytest.mark.parametrize(("first", "skipped", "finite"), [((50.0, 1.0), True, True), ((math.nan, 1.0), True, False)])
+def test_what_the_first_process_measured_decides_about_a_step(monkeypatch, first, skipped, finite):
+    """Figures may differ in a bit, and a step that one process takes and another skips parts them."""
+    monkeypatch.setattr(Ranks, "agreed", lambda self, value: first)
+    step, network = made(replace(OPTIONS, skip_spikes=6.0))
+    for _ in range(WINDOW):
+        step.guard.is_spike(4.0, 1.0)
+    before = weights(network)
+    result = step(0, *batch())
+    assert (result.skipped, result.finite) == (skipped, finite)
+    assert not moved(network, before)

@@ -1,5 +1,6 @@
 """Metrics in the programs that people look at: read back from them, after a resume too; and a run without them."""
 
+import os
 import sys
 from importlib.util import find_spec
 
@@ -121,6 +122,21 @@ def test_places_that_cannot_take_points_back_get_each_step_once(tmp_path):
     assert trackers._Place(tmp_path, "wandb", 4).is_new(4) is False
     # A new run in the same folder is another run.
     assert trackers._Place(tmp_path, "wandb", None).name != place.name
+
+
+def test_a_kill_while_a_place_is_taken_up_keeps_its_name(tmp_path, monkeypatch):
+    place = trackers._Place(tmp_path, "wandb", None)
+    assert place.is_new(3)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", killed)
+        patch.setattr(trackers._Place, "_line", killed)
+        with pytest.raises(KeyboardInterrupt):
+            trackers._Place(tmp_path, "wandb", 2)
+    assert trackers._Place(tmp_path, "wandb", 2).name == place.name
 
 
 def wandb_records(data):

@@ -1,0 +1,1 @@
+"""How good a checkpoint is: perplexity, choices, answers and writing, by protocols that say what they divide by."""

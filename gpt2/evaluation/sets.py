@@ -1,0 +1,264 @@
+"""Where test sets come from: a folder, or the Hugging Face hub. What is missing is said, with how to get it.
+
+A set is one file. In a folder it is found under the names that people have it by, in sub-folders and in .zip files
+too; on the hub it is a data file of a data set (JSON lines or parquet; never a script, never a pickle). What its
+contents mean is for the rows that read it.
+"""
+
+import fnmatch
+import gzip
+import hashlib
+import io
+import json
+import os
+import zipfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeVar, cast
+
+from gpt2.errors import BadData, Unavailable
+
+T = TypeVar("T")
+
+# Deeper than this, and past so many files, a folder is no folder of test sets.
+_DEPTH, _MOST_FILES = 4, 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A set: the names of its file in a folder, its files on the hub as (data set, file, revision), and how to get it.
+
+    names: patterns (`*` and `?`) of a path below the folder, tried in order; a pattern without a slash fits in any
+    sub-folder.
+    """
+
+    title: str
+    names: tuple[str, ...]
+    hub: tuple[tuple[str, str, str | None], ...]
+    get: str
+
+
+# The hub converts data sets that are scripts into parquet, on a branch of that name.
+_CONVERTED = "refs/convert/parquet"
+
+
+def _wikitext(number: int, config: str, file: str) -> Source:
+    names = tuple(f"{folder}/{file}" for folder in (f"wikitext{number}", f"wikitext-{number}", f"wikitext-{number}-*"))
+    if config.endswith("raw-v1"):
+        # The raw test text is one and the same.
+        names = (*names, f"wikitext103/{file}", f"wikitext-*/{file}", file)
+    return Source(
+        f"{config} test",
+        names,
+        (("Salesforce/wikitext", f"{config}/test-00000-of-00001.parquet", None),),
+        f"{file} of {config}.zip",
+    )
+
+
+SOURCES: Mapping[str, Source] = MappingProxyType(
+    {
+        "lambada-openai": Source(
+            "LAMBADA test, OpenAI's variant",
+            ("lambada_test.jsonl", "lambada_test_en.jsonl"),
+            (("EleutherAI/lambada_openai", "data/lambada_test.jsonl", None),),
+            "lambada_test.jsonl of EleutherAI/lambada_openai",
+        ),
+        "lambada-original": Source(
+            "LAMBADA test, original",
+            ("lambada_test_plain_text.txt",),
+            (("cimec/lambada", "plain_text/test-00000-of-00001.parquet", None),),
+            "lambada_test_plain_text.txt of lambada-dataset.tar.gz (zenodo.org/records/2630551)",
+        ),
+        "cbt-cn": Source(
+            "Children's Book Test, common nouns, test",
+            ("cbtest_CN_test_2500ex.txt",),
+            (("cam-cst/cbt", "CN/test-00000-of-00001.parquet", None),),
+            "cbtest_CN_test_2500ex.txt of CBTest.tgz",
+        ),
+        "cbt-ne": Source(
+            "Children's Book Test, named entities, test",
+            ("cbtest_NE_test_2500ex.txt",),
+            (("cam-cst/cbt", "NE/test-00000-of-00001.parquet", None),),
+            "cbtest_NE_test_2500ex.txt of CBTest.tgz",
+        ),
+        "wikitext-raw": _wikitext(2, "wikitext-2-raw-v1", "wiki.test.raw"),
+        "wikitext-2": _wikitext(2, "wikitext-2-v1", "wiki.test.tokens"),
+        "wikitext-103": _wikitext(103, "wikitext-103-v1", "wiki.test.tokens"),
+        "ptb": Source(
+            "Penn Treebank test (Mikolov's)",
+            ("ptb.test.txt",),
+            (("ptb-text-only/ptb_text_only", "penn_treebank/test/0000.parquet", _CONVERTED),),
+            "ptb.test.txt of simple-examples.tgz",
+        ),
+        "enwik8": Source("enwik8", ("enwik8",), (), "enwik8.zip from mattmahoney.net/dc, as it is or unpacked"),
+        "text8": Source("text8", ("text8",), (), "text8.zip from mattmahoney.net/dc, as it is or unpacked"),
+        "1bw": Source(
+            "One Billion Word test",
+            ("news.en.heldout-00000-of-00050", "news.en-00000-of-00100"),
+            (),
+            "heldout-monolingual.tokenized.shuffled/news.en.heldout-00000-of-00050 of "
+            "1-billion-word-language-modeling-benchmark-r13output.tar.gz (statmt.org/lm-benchmark)",
+        ),
+        "winograd": Source(
+            "Winograd schemas (285, with their pronouns)",
+            ("WSCollection.xml",),
+            (("ErnestSDavis/winograd_wsc", "wsc285/test/0000.parquet", _CONVERTED),),
+            "WSCollection.xml from cs.nyu.edu/~davise/papers/WinogradSchemas",
+        ),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A set's file: the source it is of, where it came from, its name and its bytes."""
+
+    source: Source
+    where: str
+    name: str
+    data: bytes = field(repr=False)
+
+    @property
+    def sha256(self) -> str:
+        """Of the file's bytes, in hex."""
+        return hashlib.sha256(self.data).hexdigest()
+
+    def text(self, encoding: str = "utf-8") -> str:
+        """The file as text; \\r\\n becomes \\n. Raises BadData for bytes that are no such text."""
+        try:
+            return self.data.decode(encoding).removeprefix("\ufeff").replace("\r\n", "\n")
+        except UnicodeDecodeError as error:
+            raise BadData(
+                f"{self.where} is not {encoding} text: byte {error.start} is {self.data[error.start]:#04x}."
+            ) from None
+
+    def records(self) -> list[dict[str, Any]]:
+        """The rows of a parquet file, or the objects of a file of JSON lines (gzip too).
+
+        Raises BadData for what is neither, naming the line; Unavailable where parquet cannot be read for want of
+        pyarrow.
+        """
+        if self.data[:4] == b"PAR1":
+            return _parquet(self)
+        data = gzip.decompress(self.data) if self.data[:2] == b"\x1f\x8b" else self.data
+        found: list[dict[str, Any]] = []
+        for number, line in enumerate(data.splitlines(), 1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except ValueError as error:
+                raise BadData(f"{self.where}, line {number}: no JSON ({error}).") from None
+            if not isinstance(record, dict):
+                raise BadData(f"{self.where}, line {number}: expected an object, not {type(record).__name__}.")
+            found.append(record)
+        return found
+
+    def column(self, name: str) -> list[Any]:
+        """One field of every record. Raises BadData, naming those that there are, where it is missing."""
+        records = self.records()
+        for number, record in enumerate(records, 1):
+            if name not in record:
+                there = ", ".join(record) or "none"
+                raise BadData(f'{self.where}, record {number}: there is no field "{name}"; there are {there}.')
+        return [record[name] for record in records]
+
+    @property
+    def is_table(self) -> bool:
+        """Whether this is a parquet file, as the hub has them."""
+        return self.data[:4] == b"PAR1"
+
+
+class Sets:
+    """Finds sets, each once: in a folder if one is given, else on the hub.
+
+    Raises BadData for a folder that is not there.
+    """
+
+    def __init__(self, folder: Path | None = None) -> None:
+        if folder is not None and not folder.is_dir():
+            raise BadData(f"{folder} is no folder; --data takes one that holds test sets.")
+        self._folder = folder
+        self._files = _listed(folder) if folder is not None else []
+        self._found: dict[Source, Found] = {}
+        self._made: dict[tuple[str, Source], Any] = {}
+        self._unreachable: str | None = None
+
+    def made(self, name: str, make: Callable[[Found], T], found: Found) -> T:
+        """What `make` makes of a set, made once for each name: several rows and a control may want the same."""
+        key = (name, found.source)
+        if key not in self._made:
+            self._made[key] = make(found)
+        return cast("T", self._made[key])
+
+    def get(self, source: Source) -> Found:
+        """The file of a set. Raises Unavailable, with how to get it, if it is not to be had."""
+        if source not in self._found:
+            self._found[source] = self._fetch(source) if self._folder is None else self._look(source, self._folder)
+        return self._found[source]
+
+    def _look(self, source: Source, folder: Path) -> Found:
+        for pattern in source.names:
+            for name, path, member in self._files:
+                if fnmatch.fnmatch(f"/{name.lower()}", f"*/{pattern.lower()}"):
+                    data = path.read_bytes() if member is None else zipfile.ZipFile(path).read(member)
+                    return Found(source, str(folder / name), Path(name).name, data)
+        hub = ", or leave --data out to fetch it from the hub" if source.hub else ""
+        raise Unavailable(f"{source.title} is not in {folder}: put {source.get} there{hub}.")
+
+    def _fetch(self, source: Source) -> Found:
+        if not source.hub:
+            raise Unavailable(f"{source.title} is not on the hub: get {source.get}, and name its folder with --data.")
+        if self._unreachable is not None:
+            raise Unavailable(_instead(source, self._unreachable))
+        from huggingface_hub import errors, hf_hub_download
+
+        reason = ""
+        for repository, file, revision in source.hub:
+            # Any failure inside huggingface_hub is a set that cannot be had; its exceptions changed with every version.
+            try:
+                path = Path(hf_hub_download(repository, file, repo_type="dataset", revision=revision))
+                return Found(source, f"{repository}/{file} on the hub", file, path.read_bytes())
+            except (errors.EntryNotFoundError, errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:
+                if isinstance(error, errors.LocalEntryNotFoundError):
+                    self._unreachable = "the hub cannot be reached"
+                reason = self._unreachable or f"{repository} on the hub has no {file}"
+            except Exception as error:
+                reason = self._unreachable = f"the hub did not give it ({type(error).__name__})"
+        raise Unavailable(_instead(source, reason))
+
+
+def _instead(source: Source, reason: str) -> str:
+    return f"{source.title}: {reason}; get {source.get}, and name its folder with --data."
+
+
+def _listed(folder: Path) -> list[tuple[str, Path, str | None]]:
+    """The files below a folder, and in its .zip files: (path below it, file, member), shallow ones first."""
+    found: list[tuple[str, Path, str | None]] = []
+    for place, folders, files in os.walk(folder):
+        here = Path(place)
+        if len(here.relative_to(folder).parts) >= _DEPTH or len(found) > _MOST_FILES:
+            folders.clear()
+        folders.sort()
+        for file in sorted(files):
+            path = here / file
+            name = path.relative_to(folder).as_posix()
+            found.append((name, path, None))
+            if file.lower().endswith(".zip") and zipfile.is_zipfile(path):
+                with zipfile.ZipFile(path) as archive:
+                    found += [(f"{name}/{member}", path, member) for member in sorted(archive.namelist())]
+    return sorted(found, key=lambda each: (each[2] is not None, each[0].count("/"), each[0]))
+
+
+def _parquet(found: Found) -> list[dict[str, Any]]:
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError:
+        raise Unavailable(f"Reading {found.where} needs pyarrow: install the extra `corpus` (see README).") from None
+    try:
+        rows: list[dict[str, Any]] = parquet.read_table(io.BytesIO(found.data)).to_pylist()
+        return rows
+    except (ArrowException, OSError) as error:
+        raise BadData(f"{found.where} is a damaged parquet file: {str(error).splitlines()[0]}") from None

@@ -1,0 +1,146 @@
+"""Texts in files: which files paths name, the documents in them, and which of those are held out.
+
+It knows nothing of tokens; a corpus of token shards is no text, and is refused here.
+"""
+
+import json
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gpt2.errors import BadData, Notice
+from gpt2.shards import digest, held_out, is_corpus
+from gpt2.tokenizer import END_OF_TEXT
+
+TEXT_SUFFIXES = (".txt", ".md")
+
+
+def find_files(paths: Sequence[Path]) -> list[Path]:
+    """The files that the paths name, a folder standing for the text files in it, in a fixed order.
+
+    Raises BadData for what is not there, and for a corpus in a folder: its report and vocabulary are no text to read.
+    """
+    files: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            corpora = sorted(found.parent for found in path.rglob("corpus.json") if is_corpus(found.parent))
+            if corpora:
+                what = "holds no text to read" if corpora[0] == path else "name it itself"
+                raise BadData(f"{corpora[0]} is a corpus; {what}.")
+            for building in sorted(path.rglob("building")):
+                refuse_unfinished(building.parent)
+            inside = sorted(p for p in path.rglob("*") if p.suffix in (*TEXT_SUFFIXES, ".jsonl") and p.is_file())
+            if not inside:
+                raise BadData(f"{path} holds no .txt, .md or .jsonl file.")
+            files += inside
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise BadData(f"{path} is no file and no folder; give text files, .jsonl files, or folders of them.")
+    if not files:
+        raise BadData("There is no data: give text files, .jsonl files, or folders of them.")
+    # A file that is named twice, or beside its own folder, is read once.
+    once: dict[Path, Path] = {}
+    for file in files:
+        once.setdefault(file.resolve(), file)
+    return list(once.values())
+
+
+def refuse_unfinished(folder: Path) -> None:
+    """Raises BadData for a corpus whose build was not finished: what lies in it is neither text nor all of its tokens.
+
+    It is known by what a build writes down of its settings; others have folders named building too.
+    """
+    try:
+        settings = json.loads((folder / "building" / "settings.json").read_text(encoding="utf-8"))
+        begun = "source_digest" in settings
+    except (OSError, ValueError, TypeError, RecursionError):
+        begun = False
+    if begun and not is_corpus(folder):
+        raise BadData(f"{folder} is a corpus that was begun and not finished; run its `gpt2 corpus build` again.")
+
+
+def read_documents(paths: Sequence[Path]) -> Iterator[str]:
+    """The documents in files: a text file is one, and a line of a .jsonl file is one (its field `text`).
+
+    Empty documents are skipped. Raises BadData, naming file and line, for what is no UTF-8 or no such JSON. Warns
+    (Notice) about text that spells the end-of-text token, which is read as ordinary text.
+    """
+    for file in find_files(paths):
+        warned = False
+        for text in _lines(file) if file.suffix == ".jsonl" else [_whole(file)]:
+            if END_OF_TEXT in text and not warned:
+                warned = True
+                warnings.warn(
+                    f"{file} spells {END_OF_TEXT} in its text. It is read as ordinary text and separates nothing: "
+                    "put documents in files of their own, or on lines of a .jsonl file.",
+                    Notice,
+                    stacklevel=2,
+                )
+            if text:
+                yield text
+
+
+def _whole(file: Path) -> str:
+    try:
+        # With or without the byte order mark that some editors put in front.
+        return file.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadData(f"{file} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}.") from None
+
+
+def _lines(file: Path) -> Iterator[str]:
+    with file.open("rb") as stream:
+        for number, line in enumerate(stream, 1):
+            if not line.strip():
+                continue
+            try:
+                text = json.loads(line.removeprefix(b"\xef\xbb\xbf"))["text"]
+            except (ValueError, KeyError, TypeError, RecursionError):
+                raise BadData(f'{file}, line {number}: expected a JSON object with a field "text".') from None
+            if not isinstance(text, str):
+                raise BadData(f'{file}, line {number}: the field "text" is {type(text).__name__}, not text.')
+            if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+                raise BadData(f"{file}, line {number}: the text holds a lone surrogate, half a character.")
+            yield text
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Documents to train on and documents held out."""
+
+    training: list[str]
+    validation: list[str]
+
+
+def split(documents: Iterable[str], share: float) -> Split:
+    """Holds out a share of the documents by the hash of their text (`shards/heldout.py`).
+
+    A single document is cut instead: its last `share`, by characters, is held out. Where all would be held out, the one
+    with the lowest hash is, with its copies. Raises BadData when there is nothing to train on, or nothing to hold out
+    although share > 0.
+    """
+    documents = list(documents)
+    if not documents:
+        raise BadData("The data holds no text.")
+    if share == 0:
+        return Split(documents, [])
+    if len(documents) == 1:
+        text = documents[0]
+        cut = int(len(text) * (1 - share))
+        if not 0 < cut < len(text):
+            raise BadData(f"A text of {len(text)} characters cannot be split into training and validation.")
+        return Split([text[:cut]], [text[cut:]])
+    hashes = np.array([digest(text.encode("utf-8", "surrogatepass"))[0] for text in documents], dtype=np.uint64)
+    held = held_out(hashes, share)
+    if held.all():
+        held = hashes == hashes.min()
+        if held.all():
+            raise BadData(f"All {len(documents)} documents are the same text, so none can be held out.")
+    return Split(
+        [text for text, out in zip(documents, held, strict=True) if not out],
+        [text for text, out in zip(documents, held, strict=True) if out],
+    )

@@ -1,0 +1,41 @@
+"""Being asked to stop: Ctrl-C, SIGTERM and a terminal that is closed, turned into something that a loop can look at."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+@contextmanager
+def stop_requests() -> Iterator[threading.Event]:
+    """An event that such a signal sets, so that the step under way is finished and saved; a second is heard at once.
+
+    Signals reach the main thread alone, so elsewhere the event is never set.
+    """
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    before = {number: signal.getsignal(number) for number in _asking()}
+
+    def request(number: int, _: FrameType | None) -> None:
+        event.set()
+        for each, handler in before.items():
+            signal.signal(each, handler)
+
+    for number in before:
+        signal.signal(number, request)
+    try:
+        yield event
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _asking() -> list[signal.Signals]:
+    asking = [signal.SIGINT, signal.SIGTERM]
+    # Windows has none, and under `nohup` a closed terminal is to be ignored.
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        asking.append(signal.SIGHUP)
+    return asking

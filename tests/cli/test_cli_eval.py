@@ -1,0 +1,173 @@
+"""`gpt2 eval`: figures, their protocol, the table, the hardest passages; every kind of input, and bad input."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from gpt2.checkpoint import load, write_directory
+from tests.generation_models import SHAPE, model
+
+TEXT = "The cat sat on the mat, and the dog sat on the cat. " * 3
+
+
+@pytest.fixture
+def text_path(tmp_path):
+    path = tmp_path / "cat.txt"
+    path.write_text(TEXT, encoding="utf-8")
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def wide_path(tmp_path_factory):
+    """A shape that every width can run."""
+    path = tmp_path_factory.mktemp("models") / "wide"
+    made = model(n_positions=64, **SHAPE)
+    write_directory(made.network, made.tokenizer, path)
+    return str(path)
+
+
+def test_the_figures_are_those_of_the_plain_network(gpt2, model_path, text_path):
+    answer = gpt2("eval", text_path, "--model", model_path, "--json").json
+    made = load(model_path)
+    ids = [made.tokenizer.end_of_text, *made.tokenizer.encode(TEXT)]
+    with torch.no_grad():
+        nats, scored = 0.0, 1
+        for start in range(0, len(ids), 16):
+            row = torch.tensor(ids[start : start + 33])
+            logprobs = made.network(row[None, :-1])[0].log_softmax(-1)
+            for place in range(scored - start - 1, len(row) - 1):
+                nats -= float(logprobs[place, row[place + 1]])
+            scored = start + len(row)
+            if scored >= len(ids):
+                break
+    size = len(TEXT)
+    assert answer["nats_per_token"] == pytest.approx(nats / size, rel=1e-5)
+    assert answer["perplexity"] == pytest.approx(math.exp(nats / size), rel=1e-4)
+    assert answer["bits_per_byte"] == pytest.approx(nats / size / math.log(2), rel=1e-5)
+    assert answer["bits_per_character"] == answer["bits_per_byte"]
+    assert (answer["tokens"], answer["words"], answer["bytes"]) == (size, len(TEXT.split()), size)
+    assert "stride 16; every token scored once" in answer["protocol"]
+    assert answer["interval"][0] < answer["perplexity"] < answer["interval"][1]
+    assert answer["interval_over"] == "windows"
+    [document] = answer["documents"]
+    assert document["name"] == text_path
+    assert document["perplexity"] == answer["perplexity"]
+    assert len(answer["hardest"]) == 5
+    assert all(each["before"] + each["text"] + each["behind"] in TEXT for each in answer["hardest"])
+
+
+def test_people_see_figures_protocol_table_and_passages(gpt2, model_path, text_path, tmp_path):
+    other = tmp_path / "other.jsonl"
+    lines = [json.dumps({"text": TEXT[number:]}) for number in range(15)]
+    other.write_text("\n".join([*lines, json.dumps({"text": ""})]), encoding="utf-8")
+    answer = gpt2("eval", text_path, str(other), "--model", model_path)
+    assert answer.code == 0
+    assert answer.err == ""
+    for wanted in (
+        "perplexity ",
+        "(95 %: ",
+        "over documents",
+        "bits a byte",
+        "16 documents",
+        "protocol: text as given; each document by itself, behind end of text; windows of 32 tokens, stride 16",
+        "the worst first",
+        "and 6 more",
+        "»",
+        "nats, ",
+    ):
+        assert wanted in answer.out, wanted
+    found = gpt2("eval", text_path, str(other), "--model", model_path, "--json").json
+    assert [each["name"] for each in found["documents"]] == [text_path, *(f"{other} #{n}" for n in range(1, 16))]
+    assert gpt2("eval", str(tmp_path), "--model", model_path, "--json").json["tokens"] == found["tokens"]
+    few = gpt2("eval", text_path, str(other), "--model", model_path, "--json", "--limit", "2").json
+    assert few["documents"] == found["documents"][:2]
+
+
+def test_standard_input(gpt2, model_path, text_path):
+    answer = gpt2("eval", "-", "--model", model_path, "--json", stdin=TEXT.encode()).json
+    assert answer["documents"][0]["name"] == "standard input"
+    named = gpt2("eval", text_path, "--model", model_path, "--json").json
+    assert answer["perplexity"] == named["perplexity"]
+
+
+def test_the_options_are_obeyed_and_told(gpt2, model_path, text_path):
+    def ask(*options):
+        return gpt2("eval", text_path, "--model", model_path, "--json", *options).json
+
+    usual = ask()
+    narrow = ask("--window", "16", "--stride", "4", "--hardest", "0")
+    assert "windows of 16 tokens, stride 4" in narrow["protocol"]
+    assert narrow["hardest"] == []
+    assert narrow["nats_per_token"] != usual["nats_per_token"]
+    assert ask("--context", "16", "--stride", "4")["perplexity"] == narrow["perplexity"]
+    without = ask("--no-end-of-text-first")
+    assert without["tokens"] == usual["tokens"] - 1
+    assert "its first token not scored" in without["protocol"]
+    recipe = ask("--transformers")
+    assert "transformers' strided recipe" in recipe["protocol"]
+    assert recipe["perplexity"] != without["perplexity"]
+    assert ask("--threads", "1")["perplexity"] == pytest.approx(usual["perplexity"])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8", "int4"])
+def test_every_width(gpt2, wide_path, text_path, dtype):
+    wide = gpt2("eval", text_path, "--model", wide_path, "--json").json
+    narrow = gpt2("eval", text_path, "--model", wide_path, "--json", "--dtype", dtype).json
+    assert narrow["dtype"] == dtype
+    assert narrow["nats_per_token"] != wide["nats_per_token"]
+    assert narrow["nats_per_token"] == pytest.approx(wide["nats_per_token"], rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("empty.txt", b"", "empty.txt holds no text to score"),
+        ("binary.txt", b"\x7fELF\x02\x01\x01\x00\x00\x00", "binary.txt holds zero bytes, so it is no text"),
+        ("latin.txt", "café".encode("latin-1"), "latin.txt is not UTF-8 text: byte 3 is 0xe9"),
+        ("broken.jsonl", b'{"text": "fine"}\n{"text": ', "broken.jsonl, line 2: expected a JSON object"),
+        ("other.jsonl", b'{"body": "fine"}', 'other.jsonl, line 1: expected a JSON object with a field "text"'),
+    ],
+)
+def test_bad_files_are_one_sentence(gpt2, model_path, tmp_path, name, data, message):
+    path = tmp_path / name
+    path.write_bytes(data)
+    answer = gpt2("eval", str(path), "--model", model_path)
+    assert (answer.code, answer.out, answer.err.count("\n")) == (2, "", 1)
+    assert message in answer.err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--stride", "0"], "--stride is 0; it must be at least 1"),
+        (["--stride", "33"], "stride is 33; it must be between 1 and the window, 32"),
+        (["--stride", "9", "--window", "8"], "--stride is 9; it must be between 1 and the window, 8"),
+        (["--window", "64"], "window is 64; it must be between 1 and the model's window, 32"),
+        (["--limit", "0"], "--limit"),
+        (["/nowhere.txt"], "/nowhere.txt is no file and no folder"),
+        (["-", "-"], "can be read once"),
+        (["--model", "./nowhere"], "There is no file or folder"),
+    ],
+)
+def test_bad_options_are_one_sentence(gpt2, model_path, text_path, options, message):
+    answer = gpt2("eval", text_path, "--model", model_path, *options)
+    assert (answer.code, answer.out, answer.err.count("\n")) == (2, "", 1)
+    assert message in answer.err
+
+
+def test_nothing_given_and_one_token_only(gpt2, model_path):
+    assert "Give text files to score" in gpt2("eval", "--model", model_path).err
+    answer = gpt2("eval", "-", "--model", model_path, "--no-end-of-text-first", stdin=b"x")
+    assert answer.code == 2
+    assert "no document has a second token" in answer.err
+    assert gpt2("eval", "-", "--model", model_path, "--json", stdin=b"x").json["tokens"] == 1
+
+
+def test_odd_text_is_shown_safely(gpt2, model_path):
+    answer = gpt2("eval", "-", "--model", model_path, stdin="[bold]a\x1b[31mb\nc[/]\u202e🙂".encode())
+    assert answer.code == 0
+    assert "\x1b" not in answer.out
+    assert "\u202e" not in answer.out
+    assert "↵" in answer.out

@@ -1,0 +1,136 @@
+"""Where test sets are found, under which names, and what is said when they are not there."""
+
+import gzip
+import io
+import json
+import zipfile
+
+import pyarrow
+import pytest
+from pyarrow import parquet
+
+from gpt2.errors import BadData, Unavailable
+from gpt2.evaluation.sets import SOURCES, Found, Sets
+
+
+def test_the_layout_of_the_shared_folder_is_found(shared):
+    sets = Sets(shared / "data/eval")
+    there = {name: sets.get(SOURCES[name]).where for name in SOURCES if name in _SHARED}
+    assert {name: where.split("data/eval/")[1] for name, where in there.items()} == _SHARED
+
+
+_SHARED = {
+    "lambada-openai": "lambada/lambada_test.jsonl",
+    "wikitext-raw": "wikitext2/wiki.test.raw",
+    "wikitext-2": "wikitext2/wiki.test.tokens",
+    "wikitext-103": "wikitext103/wiki.test.tokens",
+    "ptb": "ptb/ptb.test.txt",
+    "winograd": "winograd/WSCollection.xml",
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("wikitext-raw", "wikitext-2-raw/wiki.test.raw"),
+        ("wikitext-raw", "wiki.test.raw"),
+        ("wikitext-raw", "wikitext-103-raw/wiki.test.raw"),
+        ("wikitext-2", "wikitext-2/wiki.test.tokens"),
+        ("wikitext-103", "wikitext-103/wiki.test.tokens"),
+        ("ptb", "simple-examples/data/ptb.test.txt"),
+        ("cbt-cn", "CBTest/data/cbtest_CN_test_2500ex.txt"),
+        ("1bw", "heldout-monolingual.tokenized.shuffled/news.en-00000-of-00100"),
+        ("enwik8", "enwik8"),
+        ("lambada-original", "lambada-dataset/lambada_test_plain_text.txt"),
+    ],
+)
+@pytest.mark.parametrize("zipped", [False, True])
+def test_sets_are_found_as_people_have_them(tmp_path, name, file, zipped):
+    if zipped:
+        with zipfile.ZipFile(tmp_path / "some.zip", "w") as archive:
+            archive.writestr(file, "contents")
+    else:
+        path = tmp_path / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("contents")
+    found = Sets(tmp_path).get(SOURCES[name])
+    assert found.data == b"contents"
+    assert found.sha256 == "d1b2a59fbea7e20077af9f91b27e95e865061b270be03ff539ab3b73587882e8"
+
+
+def test_the_two_tokenised_wikitexts_are_not_taken_for_each_other(tmp_path):
+    (tmp_path / "wikitext-103").mkdir()
+    (tmp_path / "wikitext-103/wiki.test.tokens").write_text("x")
+    with pytest.raises(Unavailable):
+        Sets(tmp_path).get(SOURCES["wikitext-2"])
+
+
+def test_a_missing_set_is_said_with_how_to_get_it(tmp_path):
+    with pytest.raises(Unavailable, match=r"text8 is not in .*: put text8.zip from mattmahoney.net"):
+        Sets(tmp_path).get(SOURCES["text8"])
+
+
+def test_a_folder_that_is_not_there_is_an_error_at_once(tmp_path):
+    with pytest.raises(BadData, match="no folder"):
+        Sets(tmp_path / "nowhere")
+
+
+def test_without_a_folder_the_hub_is_asked_and_its_silence_is_said(monkeypatch):
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    asked = []
+
+    def refuse(repository, file, **options):
+        asked.append((repository, file, options["repo_type"]))
+        raise LocalEntryNotFoundError("no network")
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
+    sets = Sets()
+    with pytest.raises(Unavailable, match=r"the hub cannot be reached; get wiki.test.raw .* --data"):
+        sets.get(SOURCES["wikitext-raw"])
+    with pytest.raises(Unavailable, match="the hub cannot be reached"):
+        sets.get(SOURCES["ptb"])
+    # A network that is not there is not waited for twice.
+    assert asked == [("Salesforce/wikitext", "wikitext-2-raw-v1/test-00000-of-00001.parquet", "dataset")]
+    with pytest.raises(Unavailable, match="enwik8 is not on the hub"):
+        sets.get(SOURCES["enwik8"])
+
+
+def test_what_the_hub_gives_is_read(monkeypatch, tmp_path):
+    import huggingface_hub
+
+    path = tmp_path / "x.parquet"
+    parquet.write_table(pyarrow.table({"text": ["one", "two"]}), path)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *_, **__: str(path))
+    found = Sets().get(SOURCES["lambada-openai"])
+    assert found.is_table
+    assert found.column("text") == ["one", "two"]
+    with pytest.raises(BadData, match='no field "page"; there are text'):
+        found.column("page")
+
+
+def _found(data: bytes) -> Found:
+    return Found(SOURCES["ptb"], "some.jsonl", "some.jsonl", data)
+
+
+def test_json_lines_are_read_packed_or_not_and_a_broken_one_is_named():
+    lines = b'{"a": 1}\n\n{"a": 2}\n'
+    assert _found(lines).records() == _found(gzip.compress(lines)).records() == [{"a": 1}, {"a": 2}]
+    with pytest.raises(BadData, match=r"some.jsonl, line 2: no JSON"):
+        _found(b'{"a": 1}\n{"a": \n').records()
+    with pytest.raises(BadData, match="line 1: expected an object, not list"):
+        _found(json.dumps([1]).encode()).records()
+
+
+def test_a_damaged_table_and_bytes_that_are_no_text_are_errors():
+    buffer = io.BytesIO()
+    parquet.write_table(pyarrow.table({"text": ["one"]}), buffer)
+    with pytest.raises(BadData, match="damaged parquet"):
+        _found(buffer.getvalue()[:40]).records()
+    with pytest.raises(BadData, match="is not utf-8 text"):
+        _found(b"\xff\xfe").text()
+
+
+def test_line_ends_of_another_system_do_not_count():
+    assert _found("\ufeffa\r\nb\r\n".encode()).text() == "a\nb\n"

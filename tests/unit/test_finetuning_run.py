@@ -1,0 +1,291 @@
+"""Fine-tuning from end to end: resumed bit for bit, one process or two, stopped early, exported, scored."""
+
+import json
+import os
+import socket
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.multiprocessing
+
+from gpt2.checkpoint import load, read_directory, write_directory
+from gpt2.errors import BadOption
+from gpt2.finetuning import (
+    FinetuneOptions,
+    export,
+    finetune,
+    go_on,
+    read_task,
+    read_task_recipe,
+    task_recipe_names,
+)
+from gpt2.finetuning.examples import open_rows
+from gpt2.finetuning.lora import adapt
+from gpt2.finetuning.run import SCORES
+from gpt2.finetuning.template import Template
+from gpt2.training import TrainingOptions, resume
+from gpt2.training.ranks import Ranks, started
+from gpt2.training.step import Step
+from tests.helpers import Recorder, byte_tokenizer, tiny_model
+from tests.runs import assert_same, names
+
+TEMPLATE = "{text}\nLabel: {label}"
+LABELS = ("warm", "warmer", "cold")
+
+
+def options_for(base: Path) -> TrainingOptions:
+    return TrainingOptions(
+        init=str(base),
+        context=48,
+        dropout=0.1,
+        attention_dropout=0.1,
+        steps=12,
+        warmup_steps=2,
+        batch_size=4,
+        micro_batch_size=2,
+        learning_rate=0.01,
+        eval_every=3,
+        eval_tokens=20,
+        sample_every=0,
+        save_every=2,
+        keep=0,
+        threads=1,
+        validation=0.2,
+        trackers="none",
+    )
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finetuning")
+    model = tiny_model(window=48)
+    write_directory(model.network, model.tokenizer, folder / "base")
+    rows = [{"text": "ab"[n % 2] * (1 + n % 30) + str(n), "label": LABELS[n % 3], "n": 1} for n in range(60)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def run(place, out, recorder=None, tuning=None, **changes):
+    options = replace(options_for(place / "base"), **changes)
+    tuning = tuning or FinetuneOptions(template=TEMPLATE, examples=1)
+    return finetune(options, tuning, [place / "rows.jsonl"], out, recorder or Recorder())
+
+
+class Breaking(Recorder):
+    """Fails in the middle of a run, as a kill would."""
+
+    def step(self, step, loss, tokens_per_second, facts):
+        if step == 8:
+            raise KeyError("broken")
+        super().step(step, loss, tokens_per_second, facts)
+
+
+@pytest.mark.parametrize("lora", [0, 2])
+def test_resumed_is_never_stopped(place, tmp_path, lora):
+    tuning = FinetuneOptions(template=TEMPLATE, examples=1, lora=lora)
+    whole = Recorder()
+    run(place, tmp_path / "whole", whole, tuning)
+    with pytest.raises(KeyError):
+        run(place, tmp_path / "run", Breaking(), tuning)
+    going = Recorder()
+    outcome = go_on(tmp_path / "run", going)
+    assert going.first_step == 6
+    assert outcome.result.step == 12
+    assert_same(tmp_path / "run", tmp_path / "whole")
+    assert going.losses == {step: loss for step, loss in whole.losses.items() if step > 6}
+    assert len(set(whole.losses.values())) > 8
+
+
+def test_the_base_stays_and_only_the_adapter_is_written(place, tmp_path):
+    before = {file.name: file.read_bytes() for file in (place / "base").iterdir()}
+    outcome = run(place, tmp_path / "run", tuning=FinetuneOptions(template=TEMPLATE, lora=2, examples=0))
+    assert {file.name: file.read_bytes() for file in (place / "base").iterdir()} == before
+    files = {file.name for file in outcome.best.iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors", "task.json"} <= files
+    assert "model.safetensors" not in files
+    config = json.loads((outcome.best / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(place / "base")
+    ids = torch.arange(40)[None]
+    learnt = load(tmp_path / "run").network(ids)
+    assert (learnt - load(place / "base").network(ids)).abs().max() > 1e-3
+    export(tmp_path / "run", tmp_path / "whole")
+    assert (read_directory(tmp_path / "whole")[0](ids) - load(outcome.best).network(ids)).abs().max() < 1e-5
+    assert read_task(tmp_path / "whole") == read_task(outcome.best)
+    with pytest.raises(BadOption, match="there already"):
+        export(tmp_path / "run", tmp_path / "whole")
+    with pytest.raises(BadOption, match="an adapter itself"):
+        finetune(
+            replace(options_for(outcome.best), init=str(outcome.best)),
+            FinetuneOptions(template=TEMPLATE, lora=2),
+            [place / "rows.jsonl"],
+            tmp_path / "second",
+            Recorder(),
+        )
+
+
+def test_an_adapter_may_be_what_all_weights_begin_from(place, tmp_path):
+    first = run(place, tmp_path / "run", tuning=FinetuneOptions(template=TEMPLATE, lora=2, examples=0), steps=4)
+    second = finetune(
+        replace(options_for(first.best), steps=2, warmup_steps=0),
+        FinetuneOptions(template=TEMPLATE, examples=0),
+        [place / "rows.jsonl"],
+        tmp_path / "second",
+        Recorder(),
+    )
+    assert (second.best / "model.safetensors").is_file()
+
+
+def test_examples_before_and_after_and_labels_scored_whole(place, tmp_path):
+    recorder = Recorder()
+    tuning = FinetuneOptions(name="heat", template=TEMPLATE, classify=True, examples=2)
+    outcome = run(place, tmp_path / "run", recorder, tuning, steps=60, dropout=0.0, attention_dropout=0.0)
+    assert any("labels share their first token" in note for note in recorder.notes), recorder.notes
+    before = next(note for note in recorder.notes if note.startswith("before:"))
+    after = next(note for note in recorder.notes if note.startswith("after (step-"))
+    assert before.count("wanted:") == after.count("wanted:") == 2
+    task = read_task(outcome.best)
+    assert task is not None
+    assert task.name == "heat"
+    assert task.labels == (" cold", " warm", " warmer")
+    assert task.max_tokens == len(" warmer") + 1
+    assert outcome.scores == json.loads((tmp_path / "run" / SCORES).read_text())
+    assert 0 <= outcome.scores["accuracy"] <= 1
+
+
+def test_accuracy_is_counted_over_whole_labels(place, tmp_path):
+    """By the network itself, label by label; two of the labels begin alike, and one is the other's beginning."""
+    from gpt2.finetuning.measure import accuracy
+    from gpt2.finetuning.template import Task
+
+    model = load(place / "base")
+    task = Task("t", Template(TEMPLATE), (), 8, tuple(f" {label}" for label in LABELS))
+    rows = [{"text": "ab" * (n % 7) + str(n), "label": LABELS[n % 3]} for n in range(12)]
+    right = 0
+    for row in rows:
+        totals = []
+        prompt = model.tokenizer.encode(task.template.prompt(row))
+        for label in task.labels:
+            ending = [*model.tokenizer.encode(label), model.tokenizer.end_of_text]
+            ids = torch.tensor([[*prompt, *ending]])
+            logprobs = model.network(ids).log_softmax(-1)[0, len(prompt) - 1 : -1]
+            totals.append(float(logprobs.gather(1, torch.tensor(ending)[:, None]).sum()))
+        right += task.labels[totals.index(max(totals))] == f" {row['label']}"
+    assert accuracy(model, task, rows) == right / len(rows)
+
+
+def test_early_stopping_ends_a_run_and_the_best_is_named(place, tmp_path):
+    # So high a rate that nothing gets better for long.
+    recorder = Recorder()
+    outcome = run(place, tmp_path / "run", recorder, steps=90, learning_rate=0.5, patience=2, keep=1)
+    losses = {step: evaluation.nats_per_token for step, evaluation in recorder.evaluations.items()}
+    best = min(losses, key=lambda step: losses[step])
+    assert outcome.result.step == best + 2 * 3 < 90
+    assert not outcome.result.interrupted
+    assert outcome.best.name == f"step-{best:06d}"
+    assert any("no better validation since" in note for note in recorder.notes)
+    again = go_on(tmp_path / "run", Recorder())
+    assert again.result.step == outcome.result.step
+    assert not again.result.interrupted
+    longer = go_on(tmp_path / "run", Recorder(), changes={"patience": 3})
+    assert longer.result.step > outcome.result.step
+
+
+def test_plain_text_in_a_style_with_and_without_an_adapter(place, tmp_path):
+    (tmp_path / "style.txt").write_text("to be or not to be, that is the question. " * 40)
+    for lora in (0, 2):
+        outcome = finetune(
+            options_for(place / "base"),
+            FinetuneOptions(lora=lora),
+            [tmp_path / "style.txt"],
+            tmp_path / f"run-{lora}",
+            Recorder(),
+        )
+        assert outcome.task is None
+        assert outcome.result.validation is not None
+        assert names(tmp_path / f"run-{lora}")
+        assert go_on(tmp_path / f"run-{lora}", Recorder(), changes={"steps": 14}).result.step == 14
+
+
+def test_epochs_are_steps(place, tmp_path):
+    recorder = Recorder()
+    outcome = run(place, tmp_path / "run", recorder, FinetuneOptions(template=TEMPLATE, epochs=2, examples=0))
+    said = next(note for note in recorder.notes if "examples to train on" in note)
+    assert outcome.result.step == round(2 * int(said.split()[0]) / 4)
+
+
+def test_what_cannot_be(place, tmp_path):
+    for changes, tuning, said in [
+        ({"init": ""}, {}, "begins from a model"),
+        ({}, {"template": "{text}\n{missing}"}, "no column 'missing', there are 'text', 'label', 'n'"),
+        ({"validation": 0.0}, {"template": "{label}\n{n}", "classify": True}, "have 1 different targets"),
+        ({"optimizer": "muon"}, {"lora": 2}, "trained with adamw"),
+        ({"parallel": "fsdp"}, {"lora": 2}, "use ddp"),
+    ]:
+        tuned = FinetuneOptions(**({"template": TEMPLATE, "examples": 0} | tuning))
+        with pytest.raises(Exception, match=said) as caught:
+            run(place, tmp_path / "run", tuning=tuned, **changes)
+        assert type(caught.value).__name__ in ("BadOption", "BadData")
+    assert not (tmp_path / "run").exists()
+    for values in ({"lora": -1}, {"epochs": 1.0}, {"score": "f1", "template": TEMPLATE}, {"lora_targets": "wte"}):
+        with pytest.raises(BadOption):
+            FinetuneOptions(**values)
+    run(place, tmp_path / "run", steps=2, warmup_steps=0)
+    with pytest.raises(BadOption, match="gpt2 finetune --resume"):
+        resume(tmp_path / "run", Recorder())
+
+
+# One process and two
+
+
+def losses(ranks: Ranks, place: Path, lora: bool) -> list[float]:
+    options = replace(options_for(place / "base"), steps=12, parallel=ranks.kind if ranks.size > 1 else "auto")
+    rows = open_rows([str(place / "rows.jsonl")], Template(TEMPLATE), options, byte_tokenizer(), lambda _: None)
+    network = read_directory(place / "base")[0].requires_grad_(True)
+    if lora:
+        adapt(network, 2, 4.0, ("c_attn", "c_fc"), seed=1)
+    step = Step(network, options, ranks)
+    batches, scoring = rows.batches(options), rows.scoring(options)
+    found = [step(number, *batches.rows(number, step.rows)).loss for number in range(12)]
+    return [*found, scoring.score(len(rows.held), step, batches.window).nats_per_token]
+
+
+def one_of_two(rank: int, port: int, place: Path, out: Path) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    with started("ddp", torch.device("cpu")) as ranks:
+        found = {"full": losses(ranks, place, False), "lora": losses(ranks, place, True)}
+        fsdp = replace(ranks, kind="fsdp")
+        found["fsdp"] = losses(fsdp, place, False)
+    if rank == 0:
+        out.write_text(json.dumps(found))
+
+
+def test_two_processes_lose_what_one_does(place, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(one_of_two, (port, place, tmp_path / "found.json"), nprocs=2)
+    found = json.loads((tmp_path / "found.json").read_text())
+    for kind, lora in (("full", False), ("lora", True), ("fsdp", False)):
+        one = losses(Ranks(), place, lora)
+        assert one[-2] < one[0] - 0.1
+        assert found[kind] == pytest.approx(one, abs=1e-4), kind
+
+
+@pytest.mark.parametrize("name", task_recipe_names())
+def test_a_recipe_is_options_that_exist(name):
+    training, task = read_task_recipe(name)
+    options, tuning = TrainingOptions.from_mapping(training, name), FinetuneOptions.from_mapping(task, name)
+    assert options.init
+    assert tuning.name == name
+    assert bool(tuning.template) == (name != "style")
+
+
+def test_a_run_is_a_recipe_for_the_next(place, tmp_path):
+    run(place, tmp_path / "run", steps=2, warmup_steps=0)
+    training, task = read_task_recipe(str(tmp_path / "run" / "recipe.toml"))
+    assert training["steps"] == 2
+    assert FinetuneOptions.from_mapping(task, "run").template == TEMPLATE

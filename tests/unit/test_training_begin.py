@@ -1,0 +1,142 @@
+"""What is looked at before a run has a folder, and what a run is told that goes on."""
+
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+from gpt2.checkpoint import write_directory
+from gpt2.errors import BadOption, Unavailable
+from gpt2.training import begin, resume, train
+from gpt2.training.options import TrainingOptions, read_recipe
+from gpt2.training.ranks import Ranks
+from tests.helpers import Recorder, tiny_model
+from tests.unit.test_training_loop import OPTIONS, TEXT
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def text(tmp_path):
+    file = tmp_path / "text.txt"
+    file.write_text(TEXT)
+    return file
+
+
+@pytest.fixture
+def no_compiler(monkeypatch):
+    from torch._inductor import config
+
+    monkeypatch.delenv("CXX", raising=False)
+    with config.patch({"cpp.cxx": (None, "/nonexistent/compiler")}):
+        yield
+
+
+def test_a_tracker_that_is_missing_leaves_no_folder_in_the_way(text, tmp_path, monkeypatch):
+    monkeypatch.setattr("gpt2.training.trackers.find_spec", lambda name: None)
+    for _ in range(2):
+        with pytest.raises(Unavailable, match="Logging to wandb needs the package wandb"):
+            train(replace(OPTIONS, trackers="wandb"), [text], tmp_path / "run", Recorder())
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_that_cannot_be_shared_is_refused_before_the_data_is_read(tmp_path):
+    ranks = Ranks(size=3, kind="ddp")
+    with pytest.raises(BadOption, match="A batch of 4 sequences cannot be shared evenly by 3 processes"):
+        begin.anew(OPTIONS, [tmp_path / "nowhere.txt"], print, ranks)
+
+
+def test_without_a_compiler_the_way_on_is_told_and_there_is_no_folder(text, tmp_path, no_compiler):
+    options = replace(OPTIONS, compile=True, steps=3)
+    with pytest.raises(Unavailable, match=r"needs a C\+\+ compiler, which is not found here.*--no-compile"):
+        train(options, [text], tmp_path / "run", Recorder())
+    assert not (tmp_path / "run").exists()
+    assert train(replace(options, compile=False), [text], tmp_path / "run", Recorder()).step == 3
+    with pytest.raises(Unavailable, match="--no-compile"):
+        resume(tmp_path / "run", Recorder(), changes={"steps": 4, "compile": True})
+
+
+def test_a_compiler_that_was_named_and_is_not_there_is_named(no_compiler, monkeypatch):
+    monkeypatch.setenv("CXX", "/nonexistent/compiler")
+    with pytest.raises(Unavailable, match=r"the C\+\+ compiler /nonexistent/compiler \(from CXX\)"):
+        begin.anew(replace(OPTIONS, compile=True), [], print, Ranks())
+
+
+@pytest.mark.parametrize(
+    ("triton", "found", "said"), [(False, "gcc", "Triton"), (True, None, "C compiler"), (True, "gcc", "")]
+)
+def test_a_gpu_needs_triton_and_what_triton_needs(monkeypatch, triton, found, said):
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr("torch.utils._triton.has_triton", lambda: triton)
+    monkeypatch.setattr("shutil.which", lambda name: found)
+    assert said in (begin._missing_compiler(torch.device("cuda")) or "")
+    assert bool(said) == (begin._missing_compiler(torch.device("cuda")) is not None)
+
+
+def test_a_text_shorter_than_a_window_is_told(text, tmp_path):
+    recorder = Recorder()
+    options = replace(OPTIONS, context=4096, steps=3, batch_size=1, micro_batch_size=0)
+    train(options, [text], tmp_path / "run", recorder)
+    assert any("shorter than a window of 4,096 tokens: rows have" in note for note in recorder.notes)
+    recorder = Recorder()
+    train(replace(OPTIONS, steps=3), [text], tmp_path / "other", recorder)
+    assert not any("shorter" in note for note in recorder.notes)
+
+
+def test_another_number_of_steps_is_told_when_a_run_goes_on(text, tmp_path):
+    train(OPTIONS, [text], tmp_path / "run", Recorder())
+    recorder = Recorder()
+    resume(tmp_path / "run", recorder, changes={"steps": 12})
+    told = [note for note in recorder.notes if "learning rate" in note]
+    assert len(told) == 1
+    assert "(12 steps, and no longer 10)" in told[0]
+    recorder = Recorder()
+    resume(tmp_path / "run", recorder)
+    assert not any("learning rate" in note for note in recorder.notes)
+
+
+@pytest.fixture
+def small_model(tmp_path):
+    model = tiny_model(window=16)
+    write_directory(model.network, model.tokenizer, tmp_path / "models" / "small")
+
+
+def test_a_run_that_began_with_a_folder_begins_again_from_anywhere(text, tmp_path, small_model, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = replace(OPTIONS, init="models/small", vocab_size=0, steps=4)
+    train(options, [text], tmp_path / "run", Recorder())
+    assert read_recipe(str(tmp_path / "run" / "recipe.toml"))["init"] == str(tmp_path / "models" / "small")
+    # As if it had been killed before its first checkpoint.
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    (tmp_path / "run" / "latest").unlink()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert resume(tmp_path / "run", Recorder()).step == 4
+
+
+def test_a_model_of_the_package_keeps_its_name(tmp_path, monkeypatch):
+    (tmp_path / "gpt2").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert [begin._from_anywhere(name) for name in ("gpt2", "bookworm", "owner/name")] == [
+        "gpt2",
+        "bookworm",
+        "owner/name",
+    ]
+
+
+def test_the_shape_of_a_model_decides_and_its_vocabulary_is_what_is_weighed(text, tmp_path, small_model, monkeypatch):
+    weighed = []
+    real = begin.check_memory
+
+    def heard(options, device, vocab_size, *rest, **named):
+        weighed.append((options.n_layer, vocab_size))
+        real(options, device, vocab_size, *rest, **named)
+
+    monkeypatch.setattr("gpt2.training.begin.check_memory", heard)
+    options = TrainingOptions(init=str(tmp_path / "models" / "small"), n_layer=9, context=8, steps=2, batch_size=2)
+    start = begin.anew(options, [text], lambda _: None, Ranks())
+    assert set(weighed) == {(2, 257)}
+    assert (start.options.n_layer, start.options.n_embd, start.options.micro_batch_size) == (2, 32, 2)
+    with pytest.raises(BadOption, match=r"context is 32, but .*small has a window of 16"):
+        begin.anew(replace(options, context=32), [text], lambda _: None, Ranks())

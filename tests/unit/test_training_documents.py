@@ -1,0 +1,156 @@
+"""Files to documents: which are read, what is said of broken ones, and which are held out."""
+
+import json
+
+import pytest
+
+from gpt2.corpus.options import CorpusOptions
+from gpt2.errors import BadData, Notice
+from gpt2.training import TrainingOptions
+from gpt2.training.data import open_data, to_ids
+from gpt2.training.documents import find_files, read_documents, split
+from tests.helpers import byte_tokenizer
+from tests.unit.test_training_data import LINES, corpus
+
+
+def test_a_text_file_is_one_document_and_a_jsonl_line_is_one(tmp_path):
+    (tmp_path / "b.txt").write_text("one\n\ntwo", encoding="utf-8")
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "x"}) + "\n\n" + json.dumps({"text": "ÿ", "id": 3}) + "\n")
+    (tmp_path / "notes.csv").write_text("not text")
+    assert list(read_documents([tmp_path])) == ["x", "ÿ", "one\n\ntwo"]
+
+
+def test_line_ends_are_data(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"a\r\nb\rc\n")
+    assert list(read_documents([tmp_path / "a.txt"])) == ["a\r\nb\rc\n"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"ab\xff", r"a\.txt is not UTF-8 text: byte 2 is 0xff"),
+        ("a.jsonl", b'{"text": "x"}\n{"txt": 1}\n', r'line 2: expected a JSON object with a field "text"'),
+        ("a.jsonl", b"[1]\n", "line 1: expected a JSON object"),
+        ("a.jsonl", b'{"text": 5}\n', r'line 1: the field "text" is int'),
+        ("a.jsonl", b'{"text": "x"\n', "line 1: expected a JSON object"),
+    ],
+)
+def test_bad_files_are_named(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(BadData, match=message):
+        list(read_documents([tmp_path / name]))
+
+
+def test_a_line_that_is_nested_too_deep_is_named(tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "x"}\n{"text": ' + b"[" * 200_000 + b"\n")
+    with pytest.raises(BadData, match="line 2: expected a JSON object"):
+        list(read_documents([tmp_path]))
+
+
+def test_missing_and_empty_places_are_named(tmp_path):
+    with pytest.raises(BadData, match="is no file and no folder"):
+        find_files([tmp_path / "nowhere"])
+    with pytest.raises(BadData, match=r"holds no \.txt"):
+        find_files([tmp_path])
+    with pytest.raises(BadData, match="There is no data"):
+        find_files([])
+
+
+def test_a_spelt_out_end_of_text_is_warned_about_and_is_text(tmp_path):
+    (tmp_path / "a.txt").write_text("one<|endoftext|>two")
+    with pytest.warns(Notice, match="separates nothing"):
+        documents = list(read_documents([tmp_path / "a.txt"]))
+    tokenizer = byte_tokenizer()
+    assert list(to_ids(documents, tokenizer)).count(tokenizer.end_of_text) == 1
+
+
+def test_one_document_is_cut_by_characters():
+    parts = split(["é" * 90 + "x" * 10], 0.1)
+    assert parts.training == ["é" * 90]
+    assert parts.validation == ["x" * 10]
+
+
+def test_many_documents_are_held_out_by_hash_whatever_stands_beside_them():
+    documents = [f"document {i}" for i in range(500)]
+    first = split(documents, 0.1)
+    assert 25 < len(first.validation) < 80
+    assert sorted(first.training + first.validation) == sorted(documents)
+    later = split([*documents[::-1], "another"], 0.1)
+    assert set(first.validation) <= set(later.validation)
+
+
+def test_few_documents_still_leave_something_on_both_sides():
+    for share in (0.001, 0.999):
+        parts = split(["a", "b", "c"], share)
+        assert parts.training
+        assert parts.validation
+
+
+def test_nothing_to_split():
+    with pytest.raises(BadData, match="holds no text"):
+        split([], 0.1)
+    with pytest.raises(BadData, match="cannot be split"):
+        split(["x"], 0.1)
+    assert split(["x"], 0).validation == []
+
+
+def test_a_file_named_twice_is_read_once(tmp_path):
+    (tmp_path / "a.txt").write_text("x")
+    assert find_files([tmp_path, tmp_path / "a.txt", tmp_path / ".." / tmp_path.name / "a.txt"]) == [tmp_path / "a.txt"]
+
+
+def test_a_corpus_deeper_down_is_not_read_as_text(tmp_path):
+    mine = tmp_path / "all" / "mine"
+    mine.mkdir(parents=True)
+    (tmp_path / "all" / "a.txt").write_text("text")
+    (mine / "corpus.md").write_text("| came in | 5 |")
+    (mine / "corpus.json").write_text(json.dumps({"format": "another program's"}))
+    assert len(find_files([tmp_path])) == 2
+    (mine / "corpus.json").write_text(json.dumps({"format": "gpt2-corpus 1", "shards": {"train": 0, "validation": 0}}))
+    with pytest.raises(BadData, match=r"mine is a corpus; name it itself\."):
+        open_data([tmp_path], TrainingOptions())
+    with pytest.raises(BadData, match=r"mine is a corpus; holds no text to read\."):
+        open_data([mine], TrainingOptions())
+
+
+def test_copies_of_a_text_are_never_on_both_sides():
+    parts = split(["a", "a", "b"], 0.0001)
+    assert not set(parts.training) & set(parts.validation)
+    with pytest.raises(BadData, match="the same text"):
+        split(["a", "a"], 0.1)
+
+
+def test_half_a_character_is_named(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "ok"}\n{"text": "\\ud800"}\n')
+    with pytest.raises(BadData, match="line 2: the text holds a lone surrogate"):
+        list(read_documents([tmp_path]))
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone")
+    (tmp_path / "b.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "two"}\n')
+    assert list(read_documents([tmp_path])) == ["one", "two"]
+
+
+@pytest.fixture
+def unfinished(tmp_path):
+    """A build that was stopped while it made tokens: settings, a vocabulary, some of the shards, texts."""
+    folder = corpus(tmp_path / "all" / "mine", byte_tokenizer(), LINES)
+    (folder / "building").mkdir()
+    (folder / "building" / "settings.json").write_text(json.dumps({**CorpusOptions().to_dict(), "source_digest": "0"}))
+    (folder / "building" / "00000.jsonl").write_text('{"text": "half of it"}\n')
+    return folder
+
+
+@pytest.mark.parametrize("inside", ["", "..", "../.."])
+def test_a_corpus_that_was_not_finished_is_neither_text_nor_tokens(unfinished, inside):
+    with pytest.raises(BadData, match="mine is a corpus that was begun and not finished; run its `gpt2 corpus build`"):
+        open_data([(unfinished / inside).resolve()], TrainingOptions())
+
+
+def test_a_folder_of_somebody_named_building_is_text_like_any_other(tmp_path):
+    house = tmp_path / "building"
+    house.mkdir()
+    (house / "settings.json").write_text('["bricks"]')
+    (house / "house.txt").write_text("four walls")
+    assert list(read_documents([tmp_path])) == ["four walls"]
