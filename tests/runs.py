@@ -112,11 +112,14 @@ def _called(said: Path, function: Callable[..., object], *values: object) -> Non
     handle = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(handle, 1)
     os.dup2(handle, 2)
-    # Whatever the caller has (a shell's background job ignores Ctrl-C), this is a process at a terminal.
+    # Whatever the caller has (a shell's background job ignores Ctrl-C, `nohup` a closed terminal), this is a process at
+    # a terminal.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     code = function(*values)
     sys.stdout.flush()
-    sys.stderr.flush()
+    with suppress(OSError):  # where nobody reads
+        sys.stderr.flush()
     os._exit(code if isinstance(code, int) else 0)
 
 

@@ -48,7 +48,8 @@ def _finetune(
     r"""Fine-tune a model: on rows with a prompt and a target, the loss on the target alone, or on plain text.
 
     The template says how a row becomes a text: '{article}\nTL;DR: {summary}' learns the column `summary` behind the
-    column `article`. Checkpoints hold a task.json, which says in what words the model is asked. With --lora an adapter is learnt, which peft reads, and the base stays as it is.
+    column `article`. Checkpoints hold a task.json, which says in what words the model is asked. With --lora an adapter
+    is learnt, which peft reads, and the base stays as it is.
     """
     tunings = {field.name for field in dataclasses.fields(FinetuneOptions)}
     given = {name: value for name, value in values.items() if value is not None and name not in tunings}

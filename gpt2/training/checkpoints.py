@@ -146,7 +146,8 @@ class Checkpoints:
 
     def sweep(self) -> None:
         """Deletes what a process that was killed left half-written. Nobody may be writing here."""
-        remove_temporary(self.path)
+        for folder in (self.path, *(path / "training" for path in self.present())):
+            remove_temporary(folder)
 
     @contextmanager
     def writing(self, what: str) -> Iterator[None]:

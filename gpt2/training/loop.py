@@ -123,7 +123,7 @@ def resume(
     if its data has changed.
     """
     run, options, data = RunFolder.open(out, work)
-    options = dataclasses.replace(options, **(changes or {}))
+    options = options.changed(changes or {})
     files = [Path(path) for path in data]
     with started(options.parallel, begin.device_of(options)) as ranks:
         reporter = reporter if ranks.is_first else Silent()
@@ -221,7 +221,7 @@ class _Run:
         with (
             self._trackers() as trackers,
             stop_requests() as stop,
-            explained(options, device, self.tokenizer.vocab_size, self.window, f" {self._change}"),
+            explained(options, device, self.tokenizer.vocab_size, self.window, f" {self._change}", ranks),
         ):
             # A kill may have come between a checkpoint and the evaluation of its weights.
             done = sum(line["step"] == step and "validation_loss" in line for line in metrics)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt2.errors import ContextOverflow
-from gpt2.model import GPT2, Block, Projection, activation
+from gpt2.model import GPT2, Block, Projection, activation, attention_scale
 from gpt2.training.attention import causal_attention
 from gpt2.training.cross_entropy import one_piece, summed_cross_entropy
 
@@ -56,8 +56,8 @@ class Loss(nn.Module):
         network, config = self.network, self.network.config
         x_BTC = F.embedding(inputs_BT, network.wte.weight) + network.wpe.weight[: inputs_BT.shape[1]]
         x_BTC = F.dropout(x_BTC, config.embd_pdrop, network.training)
-        for block in network.h:
-            x_BTC = self._block(block, x_BTC, self.narrow or x_BTC.dtype)
+        for block, scale in zip(network.h, self._scales, strict=True):
+            x_BTC = self._block(block, x_BTC, self.narrow or x_BTC.dtype, scale)
         return network.ln_f(x_BTC)  # type: ignore[no-any-return]
 
     # What is compiled is made when it is first called: it belongs to a device, and compilers are slow to import.
@@ -67,7 +67,15 @@ class Loss(nn.Module):
         return torch.compile(self._summed) if self.compiled and not self._on_cpu else self._summed
 
     @functools.cached_property
-    def _block(self) -> Callable[[Any, Tensor, torch.dtype], Tensor]:
+    def _scales(self) -> list[Tensor | None]:
+        """For each layer attention's scale where it is not that of all: as a number it would be a program a layer."""
+        scales = [attention_scale(self.network.config, layer) for layer in range(self.network.config.n_layer)]
+        if len(set(scales)) == 1 or not (self.compiled and self._on_cpu):
+            return [None] * len(scales)
+        return [torch.tensor(scale, dtype=torch.float64) for scale in scales]
+
+    @functools.cached_property
+    def _block(self) -> Callable[[Any, Tensor, torch.dtype, Tensor | None], Tensor]:
         return torch.compile(block_pass, dynamic=False) if self.compiled and self._on_cpu else block_pass
 
     @functools.cached_property
@@ -79,8 +87,11 @@ class Loss(nn.Module):
         return self.network.device.type == "cpu"
 
 
-def block_pass(block: Block, x_BTC: Tensor, width: torch.dtype) -> Tensor:
-    """A block's forward pass; products of matrices in `width`, the rest in the dtype of `x_BTC`."""
+def block_pass(block: Block, x_BTC: Tensor, width: torch.dtype, scale: Tensor | None = None) -> Tensor:
+    """A block's forward pass; products of matrices in `width`, the rest in the dtype of `x_BTC`.
+
+    scale: attention's, where this is compiled for a CPU and layers differ in it; None: the block's own.
+    """
     attention, mlp, config = block.attn, block.mlp, block.attn.config
     B, T, C = x_BTC.shape
     compiled_for_cpu = _compiled_for_cpu(x_BTC)
@@ -101,7 +112,7 @@ def block_pass(block: Block, x_BTC: Tensor, width: torch.dtype) -> Tensor:
         q_BHTD, k_BHTD, v_BHTD = q_BHTD.to(x_BTC.dtype), k_BHTD.to(x_BTC.dtype), v_BHTD.to(x_BTC.dtype)
     dropout = config.attn_pdrop if block.training else 0.0
     if compiled_for_cpu:
-        y_BHTD = causal_attention(q_BHTD, k_BHTD, v_BHTD, attention.scale, dropout)
+        y_BHTD = causal_attention(q_BHTD, k_BHTD, v_BHTD, attention.scale if scale is None else scale, dropout)
     else:
         y_BHTD = F.scaled_dot_product_attention(
             q_BHTD, k_BHTD, v_BHTD, dropout_p=dropout, is_causal=True, scale=attention.scale

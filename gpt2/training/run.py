@@ -228,5 +228,5 @@ class RunFolder:
 
 
 def _is_nothing(file: Path) -> bool:
-    """Whether a file in a folder is what a run leaves that was stopped before it began."""
-    return file.name == "lock" or is_temporary(file)
+    """Whether a file in a folder is what a run leaves that ended before its first step."""
+    return file.name in ("lock", "recipe.toml", "tensorboard", "tracking") or is_temporary(file)

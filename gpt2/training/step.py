@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gpt2.errors import BadOption
 from gpt2.model import GPT2
 from gpt2.training.guard import SpikeGuard
 from gpt2.training.loss import Loss
@@ -42,7 +41,7 @@ class Step:
     def __init__(self, network: GPT2, options: TrainingOptions, ranks: Ranks) -> None:
         self.options, self.ranks, self.network = options, ranks, network
         self.micro_batch_size = _micro_batch_size(options, ranks)
-        share = options.batch_size // ranks.size
+        share = options.share(ranks.size)
         self.rows = range(ranks.rank * share, (ranks.rank + 1) * share)
         self._device = network.device
         self.loss = ranks.wrap(Loss(network, options.dtype, options.compile))
@@ -103,12 +102,7 @@ def accumulate_gradients(
 
 def _micro_batch_size(options: TrainingOptions, ranks: Ranks) -> int:
     """Rows of a pass. Raises BadOption for a batch that these processes cannot share evenly."""
-    share, rest = divmod(options.batch_size, ranks.size)
-    if rest:
-        raise BadOption(
-            f"A batch of {options.batch_size} sequences cannot be shared evenly by {ranks.size} processes; "
-            "choose another number of either."
-        )
+    share = options.share(ranks.size)
     return math.gcd(share, options.micro_batch_size or share)
 
 

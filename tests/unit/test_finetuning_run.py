@@ -218,7 +218,7 @@ def test_epochs_are_steps(place, tmp_path):
 def test_what_cannot_be(place, tmp_path):
     for changes, tuning, said in [
         ({"init": ""}, {}, "begins from a model"),
-        ({}, {"template": "{text}\n{missing}"}, "no column 'missing', there are 'text', 'label', 'n'"),
+        ({}, {"template": "{text}\n{missing}"}, "no column 'missing'; there are 'text', 'label', 'n'"),
         ({"validation": 0.0}, {"template": "{label}\n{n}", "classify": True}, "have 1 different targets"),
         ({"optimizer": "muon"}, {"lora": 2}, "trained with adamw"),
         ({"parallel": "fsdp"}, {"lora": 2}, "use ddp"),

@@ -7,8 +7,11 @@ import pytest
 import torch
 
 from gpt2.checkpoint import write_directory
+from gpt2.config import GPT2Config
 from gpt2.errors import BadOption, Unavailable
+from gpt2.model import GPT2
 from gpt2.training import begin, resume, train
+from gpt2.training.loss import Loss
 from gpt2.training.options import TrainingOptions, read_recipe
 from gpt2.training.ranks import Ranks
 from tests.helpers import Recorder, tiny_model
@@ -140,3 +143,38 @@ def test_the_shape_of_a_model_decides_and_its_vocabulary_is_what_is_weighed(text
     assert (start.options.n_layer, start.options.n_embd, start.options.micro_batch_size) == (2, 32, 2)
     with pytest.raises(BadOption, match=r"context is 32, but .*small has a window of 16"):
         begin.anew(replace(options, context=32), [text], lambda _: None, Ranks())
+
+
+def test_what_ended_before_its_first_step_does_not_bar_the_next_try(text, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("gpt2.training.loss.Loss.forward", lambda *_: torch.empty(2**50))
+        with pytest.raises(BadOption, match="memory"):
+            train(OPTIONS, [text], tmp_path / "run", Recorder())
+    assert (tmp_path / "run" / "recipe.toml").is_file()
+    assert train(replace(OPTIONS, steps=3), [text], tmp_path / "run", Recorder()).step == 3
+    with pytest.raises(BadOption, match="is there already"):
+        train(OPTIONS, [text], tmp_path / "run", Recorder())
+
+
+def test_a_run_goes_on_with_the_batch_that_was_typed(text, tmp_path):
+    options = replace(OPTIONS, batch_tokens=64, steps=4)
+    train(options, [text], tmp_path / "run", Recorder())
+    resume(tmp_path / "run", Recorder(), changes={"batch_size": 6, "steps": 6}, allow_changes=True)
+    recipe = read_recipe(str(tmp_path / "run" / "recipe.toml"))
+    assert (recipe["batch_size"], recipe["batch_tokens"], recipe["micro_batch_size"]) == (6, 0, 2)
+
+
+def test_layers_with_scales_of_their_own_are_compiled_once(monkeypatch):
+    programs = []
+
+    def counted(graph, examples):
+        programs.append(graph)
+        return graph.forward
+
+    real = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function, **named: real(function, backend=counted, **named))
+    shape = {"vocab_size": 61, "n_positions": 16, "n_embd": 16, "n_layer": 10, "n_head": 2}
+    network = GPT2(GPT2Config(**shape, scale_attn_by_inverse_layer_idx=True)).initialise(1)
+    ids = torch.randint(61, (2, 16), generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(Loss(network, "float32", True)(ids, ids), network.loss(ids, ids))
+    assert len(programs) == 2  # a block, and the loss

@@ -201,3 +201,10 @@ def test_a_save_that_is_interrupted_leaves_nothing(tmp_path, text, monkeypatch):
         train(PLAIN, [text], tmp_path / "run", Recorder())
     assert not litter(tmp_path / "run")
     assert names(tmp_path / "run") == []
+
+
+def test_a_kill_while_a_state_is_replaced_leaves_nothing_for_good(run):
+    stale = run / "checkpoints" / "step-000006" / "training" / ".state.json.abc.tmp"
+    stale.write_text("{")
+    resume(run, Recorder(), changes={"steps": 7})
+    assert not stale.exists()
