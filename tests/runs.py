@@ -4,15 +4,17 @@ A process is forked from a server that has imported everything already, which ta
 takes seconds. What it runs is the command line, or a function of a test.
 """
 
+import faulthandler
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,7 @@ from typing import Any
 
 import pytest
 from safetensors.torch import load_file
+from torch.distributed import TCPStore
 
 from gpt2.checkpoint import read_directory
 from gpt2.training import TrainingOptions
@@ -84,9 +87,16 @@ class Child:
     def wait(self, seconds: float = 120) -> int:
         self.process.join(seconds)
         if self.process.exitcode is None:
-            self.process.kill()
+            self.stop()
             raise AssertionError(f"still running after {seconds} s; it said: {self.output}")
         return int(self.process.exitcode)
+
+    def stop(self) -> None:
+        """Ends it, and has it say first where it was."""
+        if self.process.exitcode is None:
+            self.signal(signal.SIGABRT)  # faulthandler's
+            self.process.join(5)
+            self.process.kill()
 
     def signal(self, number: int) -> None:
         os.kill(self.process.pid, number)
@@ -116,6 +126,7 @@ def _called(said: Path, function: Callable[..., object], *values: object) -> Non
     # a terminal.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    faulthandler.enable(handle, all_threads=True)
     code = function(*values)
     sys.stdout.flush()
     with suppress(OSError):  # where nobody reads
@@ -129,6 +140,45 @@ def _command(words: list[str], before: Callable[[], object] | None) -> int:
     if before is not None:
         before()
     return run(words)
+
+
+@dataclass(frozen=True)
+class Rank:
+    """Makes a process one of several that train together, as torchrun would; `port`: where they meet."""
+
+    rank: int
+    size: int
+    port: int
+
+    def __call__(self) -> None:
+        os.environ |= {"RANK": str(self.rank), "LOCAL_RANK": str(self.rank), "WORLD_SIZE": str(self.size)}
+        os.environ |= {"LOCAL_WORLD_SIZE": str(self.size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.port)}
+        # The store is the test's, as it is torchrun's.
+        os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+
+
+def meeting() -> TCPStore:
+    """Where processes meet; kept open by whoever holds it.
+
+    A port that was only seen to be free may be somebody else's when the first process opens it: it would fail, and the
+    others would wait for it.
+    """
+    return TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+
+def wait_all(children: Sequence[Child], seconds: float = 120) -> list[str]:
+    """Waits for processes that wait for each other, and returns what each said. Where one fails, the others end."""
+    end = time.monotonic() + seconds
+    while (codes := [child.process.exitcode for child in children]) != [0] * len(children):
+        if any(codes) or time.monotonic() > end:
+            for child in children:
+                child.process.join(10 if any(codes) else 0)  # for its own message
+                child.stop()
+            raise AssertionError(
+                f"exit codes {codes} after all or {seconds} s; they said: {[c.output for c in children]}"
+            )
+        multiprocessing.connection.wait([c.process.sentinel for c in children if c.process.exitcode is None], 1)
+    return [child.output for child in children]
 
 
 class KillAt:

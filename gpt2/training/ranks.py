@@ -7,6 +7,7 @@ sharded optimiser writes nobody else has to.
 
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -19,10 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from gpt2.errors import BadOption, Error, Unavailable
-from gpt2.memory import total_memory
+from gpt2.errors import BadOption, Error, Notice, Unavailable
 from gpt2.model import GPT2, Block
 from gpt2.training.loss import Loss, block_pass
+from gpt2.training.memory import room
 
 Decision = TypeVar("Decision", bool, int, float, str, tuple[float, ...])
 
@@ -71,10 +72,7 @@ class Ranks:
     def decide(self, parameters: int, device: torch.device) -> None:
         """Makes "auto" the kind that fits on such a device, the first's. Further calls change nothing. All call it."""
         if self.kind == "auto":
-            total = total_memory(device)
-            # Processes on one CPU share its memory; every GPU has its own.
-            room = None if total is None else total // (self.local_size if device.type == "cpu" else 1)
-            self.kind = self.agreed(kind_that_fits(parameters, room))
+            self.kind = self.agreed(kind_that_fits(parameters, room(device, self)))
 
     def last_of(self, module: nn.Module, last: bool) -> AbstractContextManager[None]:
         """Around the forward and backward pass of a micro-batch: under DDP only the last one's exchanges gradients.
@@ -268,7 +266,11 @@ def started(parallel: str, device: torch.device) -> Iterator[Ranks]:
     else:
         dist.init_process_group("gloo", timeout=_PATIENCE)
     try:
-        yield ranks
+        with warnings.catch_warnings():
+            if not ranks.is_first:
+                # All read the same data, and the first says what it notices.
+                warnings.simplefilter("ignore", Notice)
+            yield ranks
     except RuntimeError as error:
         said = str(error).splitlines()[0] if str(error) else ""
         if isinstance(error, dist.DistError) or "gloo" in said:

@@ -40,8 +40,8 @@ class Step:
 
     def __init__(self, network: GPT2, options: TrainingOptions, ranks: Ranks) -> None:
         self.options, self.ranks, self.network = options, ranks, network
-        self.micro_batch_size = _micro_batch_size(options, ranks)
         share = options.share(ranks.size)
+        self.micro_batch_size = math.gcd(share, options.micro_batch_size or share)
         self.rows = range(ranks.rank * share, (ranks.rank + 1) * share)
         self._device = network.device
         self.loss = ranks.wrap(Loss(network, options.dtype, options.compile))
@@ -98,12 +98,6 @@ def accumulate_gradients(
             (loss * ranks.gradient_scale).backward()  # type: ignore[no-untyped-call]
         total = total + loss.detach()
     return ranks.total(total)
-
-
-def _micro_batch_size(options: TrainingOptions, ranks: Ranks) -> int:
-    """Rows of a pass. Raises BadOption for a batch that these processes cannot share evenly."""
-    share = options.share(ranks.size)
-    return math.gcd(share, options.micro_batch_size or share)
 
 
 def _dropout_seed(seed: int, step: int, micro_batch: int) -> int:

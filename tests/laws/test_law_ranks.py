@@ -7,8 +7,6 @@ same, too, but for the order of sums. Whole runs (evaluation, samples, checkpoin
 import dataclasses
 import functools
 import json
-import os
-import socket
 from pathlib import Path
 
 import pytest
@@ -19,6 +17,7 @@ from gpt2.model import GPT2
 from gpt2.training.options import TrainingOptions, read_recipe, recipe_names
 from gpt2.training.ranks import Ranks, started
 from gpt2.training.step import Step
+from tests.runs import Rank, meeting
 
 STEPS, ROWS, CONTEXT, VOCABULARY = 50, 8, 16, 61
 KINDS = ("ddp", "fsdp")
@@ -118,8 +117,7 @@ def load(options: TrainingOptions, ranks: Ranks, folder: Path) -> Step:
 def one_of_two(rank: int, port: int, folder: Path) -> None:
     """What each of the two processes does."""
     torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    Rank(rank, 2, port)()
     found = {}
     with started("auto", torch.device("cpu")) as ranks:
         for kind in KINDS:
@@ -174,10 +172,8 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def of_two(folder) -> dict[str, list[float]]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(one_of_two, (port, folder), nprocs=2)
+    store = meeting()
+    torch.multiprocessing.spawn(one_of_two, (store.port, folder), nprocs=2)
     return json.loads((folder / "found.json").read_text())
 
 

@@ -3,17 +3,27 @@
 Everything goes through the command line, on gloo. `test_law_ranks.py` compares steps, by every recipe.
 """
 
-import dataclasses
 import json
-import os
-import socket
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
 from gpt2.training.evaluate import Evaluation
-from tests.runs import OPTIONS, POSIX, arguments, check_whole, command, litter, metrics, names, write_text
+from tests.runs import (
+    OPTIONS,
+    POSIX,
+    Rank,
+    arguments,
+    check_whole,
+    command,
+    litter,
+    meeting,
+    metrics,
+    names,
+    wait_all,
+    write_text,
+)
 
 pytestmark = POSIX
 
@@ -23,43 +33,29 @@ LONG = replace(
 )
 
 
-@dataclasses.dataclass
-class OneOf:
-    """Makes a process one of several, as torchrun would; `upset`: what one of them measures is off by a little."""
-
-    rank: int
-    size: int
-    port: int
-    upset: bool = False
+@dataclass(frozen=True)
+class Upset(Rank):
+    """One whose second measurement is off by a little, as another kind of GPU might have it."""
 
     def __call__(self) -> None:
-        os.environ |= {"RANK": str(self.rank), "LOCAL_RANK": str(self.rank), "WORLD_SIZE": str(self.size)}
-        os.environ |= {"LOCAL_WORLD_SIZE": str(self.size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.port)}
-        if self.upset:
-            from gpt2.training import validation
+        super().__call__()
+        from gpt2.training import validation
 
-            real, count = validation.evaluate, [0]
+        real, count = validation.evaluate, [0]
 
-            def upset(*values, **named) -> Evaluation:
-                scored = real(*values, **named)
-                count[0] += 1
-                # As another kind of GPU might have it: the second is not better than the first.
-                return replace(scored, nats=scored.nats * (1.2 if count[0] == 2 else 1))
+        def upset(*values, **named) -> Evaluation:
+            scored = real(*values, **named)  # the second is then no better than the first
+            count[0] += 1
+            return replace(scored, nats=scored.nats * (1.2 if count[0] == 2 else 1))
 
-            validation.evaluate = upset
+        validation.evaluate = upset
 
 
 def together(folder: Path, *words: str, size: int = 2, upset: int | None = None) -> list[str]:
     """A command line on several processes; what each of them said."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    children = [
-        command(folder / f"said-{rank}", *words, before=OneOf(rank, size, port, rank == upset)) for rank in range(size)
-    ]
-    codes = [child.wait(300) for child in children]
-    assert codes == [0] * size, [child.output for child in children]
-    return [child.output for child in children]
+    store = meeting()
+    ranks = [(Upset if rank == upset else Rank)(rank, size, store.port) for rank in range(size)]
+    return wait_all([command(folder / f"said-{one.rank}", *words, before=one) for one in ranks])
 
 
 def measured(run: Path, name: str) -> list[tuple[int, float]]:
@@ -109,3 +105,12 @@ def test_what_is_better_the_first_decides(whole, tmp_path):
     options = replace(LONG, steps=9, save_every=0, sample_every=0)
     together(tmp_path, *arguments(options, write_text(tmp_path), run), upset=1)
     assert names(run) == ["step-000003", "step-000006", "step-000009"]
+
+
+def test_a_notice_of_the_data_is_said_once(tmp_path):
+    text = write_text(tmp_path)
+    text.write_text(text.read_text() + "<|endoftext|>")
+    options = replace(LONG, steps=2, warmup_steps=1, eval_every=0, save_every=0, sample_every=0)
+    said = together(tmp_path, *arguments(options, text, tmp_path / "run"))
+    assert said[0].count("spells <|endoftext|> in its text") == 1
+    assert said[1] == ""

@@ -1,8 +1,6 @@
 """Fine-tuning from end to end: resumed bit for bit, one process or two, stopped early, exported, scored."""
 
 import json
-import os
-import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,7 +27,7 @@ from gpt2.training import TrainingOptions, resume
 from gpt2.training.ranks import Ranks, started
 from gpt2.training.step import Step
 from tests.helpers import Recorder, byte_tokenizer, tiny_model
-from tests.runs import assert_same, names
+from tests.runs import Rank, assert_same, meeting, names
 
 TEMPLATE = "{text}\nLabel: {label}"
 LABELS = ("warm", "warmer", "cold")
@@ -253,8 +251,7 @@ def losses(ranks: Ranks, place: Path, lora: bool) -> list[float]:
 
 def one_of_two(rank: int, port: int, place: Path, out: Path) -> None:
     torch.set_num_threads(1)
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    Rank(rank, 2, port)()
     with started("ddp", torch.device("cpu")) as ranks:
         found = {"full": losses(ranks, place, False), "lora": losses(ranks, place, True)}
         fsdp = replace(ranks, kind="fsdp")
@@ -264,10 +261,8 @@ def one_of_two(rank: int, port: int, place: Path, out: Path) -> None:
 
 
 def test_two_processes_lose_what_one_does(place, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(one_of_two, (port, place, tmp_path / "found.json"), nprocs=2)
+    store = meeting()
+    torch.multiprocessing.spawn(one_of_two, (store.port, place, tmp_path / "found.json"), nprocs=2)
     found = json.loads((tmp_path / "found.json").read_text())
     for kind, lora in (("full", False), ("lora", True), ("fsdp", False)):
         one = losses(Ranks(), place, lora)
