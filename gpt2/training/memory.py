@@ -138,14 +138,8 @@ def largest_micro_batch(
 
 
 def room(device: "torch.device", ranks: "Ranks | None" = None) -> int | None:
-    """Bytes of memory for each process: those on one CPU share it, every GPU has its own. None where nobody can
-    tell."""
-    total = total_memory(device)
-    return None if total is None else total // _sharers(device, ranks)
-
-
-def _sharers(device: "torch.device", ranks: "Ranks | None") -> int:
-    return ranks.local_size if ranks is not None and device.type == "cpu" else 1
+    """Bytes of memory for this process, or for each of those; None where nobody can tell."""
+    return total_memory(device) if ranks is None else ranks.room(device)
 
 
 def micro_batch(
@@ -229,8 +223,8 @@ def _advice(
     budget = whole // 2 if total is None or whole <= total else int(USABLE * total)
     rows = options.micro_batch_size or -(-options.batch_size // size)
     place = "this machine" if device.type == "cpu" else str(device)
-    if _sharers(device, ranks) > 1:
-        place = f"each of the {_sharers(device, ranks)} processes on this machine"
+    if ranks is not None and device.type == "cpu" and ranks.local_size > 1:
+        place = f"each of the {ranks.local_size} processes on this machine"
     has = f"{place} has {'less' if total is None else f'{_gigabytes(total)} in all'}"
     return (
         f"Training this takes about {_gigabytes(whole)} of memory ({_gigabytes(needed.state)} for weights, gradients "

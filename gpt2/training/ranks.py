@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from gpt2.errors import BadOption, Error, Notice, Unavailable
+from gpt2.memory import total_memory
 from gpt2.model import GPT2, Block
 from gpt2.training.loss import Loss, block_pass
-from gpt2.training.memory import room
 
 Decision = TypeVar("Decision", bool, int, float, str, tuple[float, ...])
 
@@ -59,6 +59,12 @@ class Ranks:
         """What a loss is multiplied with so that gradients, which DDP and FSDP average, come out as sums."""
         return float(self.size)
 
+    def room(self, device: torch.device) -> int | None:
+        """Bytes of memory for each process: those on one CPU share it, every GPU has its own. None where nobody can
+        tell."""
+        total = total_memory(device)
+        return None if total is None else total // (self.local_size if device.type == "cpu" else 1)
+
     def wrap(self, loss: Loss) -> nn.Module:
         """The loss as this kind of run needs it; alone, as it is. Sharding exchanges the network's parameters, so an
         optimiser is made afterwards."""
@@ -72,7 +78,7 @@ class Ranks:
     def decide(self, parameters: int, device: torch.device) -> None:
         """Makes "auto" the kind that fits on such a device, the first's. Further calls change nothing. All call it."""
         if self.kind == "auto":
-            self.kind = self.agreed(kind_that_fits(parameters, room(device, self)))
+            self.kind = self.agreed(kind_that_fits(parameters, self.room(device)))
 
     def last_of(self, module: nn.Module, last: bool) -> AbstractContextManager[None]:
         """Around the forward and backward pass of a micro-batch: under DDP only the last one's exchanges gradients.

@@ -127,7 +127,8 @@ def machine(monkeypatch):
     """Sets how much memory the machine has, in bytes."""
 
     def has(size):
-        monkeypatch.setattr("gpt2.training.memory.total_memory", lambda _: size)
+        for place in ("memory", "ranks"):
+            monkeypatch.setattr(f"gpt2.training.{place}.total_memory", lambda _: size)
 
     return has
 
