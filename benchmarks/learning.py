@@ -63,11 +63,11 @@ SCALES = {
     "small": Scale(
         common={
             **{"n_layer": 6, "n_head": 6, "n_embd": 384, "context": 512, "vocab_size": 4096, "batch_size": 16},
-            **{"micro_batch_size": 8, "dtype": "bfloat16", "compile": True, "validation": 0.02, "eval_tokens": 100_000},
+            **{"micro_batch_size": 8, "dtype": "bfloat16", "compile": True, "validation": 0.02, "eval_tokens": 50_000},
         },
         steps=400,
         sweep_steps=80,
-        rates={"paper": (1e-3, 2e-3, 4e-3, 8e-3), "fast": (1.5e-3, 3e-3, 6e-3, 12e-3)},
+        rates={"paper": (5e-4, 1e-3, 2e-3, 4e-3), "fast": (1.5e-3, 3e-3, 6e-3, 12e-3)},
         changes={
             "paper": ({"beta2": 0.99}, {"min_learning_rate": 0.1}),
             "fast": ({"adamw_share": 0.4}, {"decay_share": 0.6}),
@@ -102,7 +102,7 @@ def sweep(recipe: str, scale: Scale, runs: Runs) -> tuple[dict[str, Any], list[d
 
     def attempt(changes: dict[str, Any]) -> float:
         name = f"sweep-{recipe}-" + "-".join(f"{key}-{value:g}" for key, value in changes.items())
-        made = runs.make(name, options_of(recipe, scale, scale.sweep_steps, **changes))
+        made = runs.make(name, options_of(recipe, scale, scale.sweep_steps, eval_every=0, **changes))
         runs.drop_checkpoints(name)
         tried.append({**changes, "validation": made.validation})
         return made.validation

@@ -99,11 +99,15 @@ def write_rows(path: Path, rows: Sequence[dict[str, str]]) -> None:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
 
 
-def prepare(state: Path, files: Sequence[Path], scale: Scale) -> dict[str, Any]:
-    """Writes the pairs of every seed and share, once; returns what can be said of them."""
+def prepare(state: Path, files: Sequence[Path], scale: Scale, init: str) -> dict[str, Any]:
+    """Writes the pairs of every seed and share, once; returns what can be said of them. Ends the program where the
+    folder's pairs and runs are of other data, of another start or of another size."""
     about = state / "pairs.json"
+    of = {"data": sorted(file.name for file in files), "init": init, "pairs": scale.pairs}
     if about.is_file():
         found: dict[str, Any] = json.loads(about.read_text(encoding="utf-8"))
+        if found.setdefault("of", of) != of:
+            sys.exit(f"{state} holds the experiment on {found['of']}, not on {of}; name another folder.")
         return found
     unique = {digest(row["text"].encode("utf-8", "surrogatepass"))[0]: row for row in pairs(files)}
     chosen = sorted(unique.items())[: scale.pairs or None]
@@ -119,7 +123,12 @@ def prepare(state: Path, files: Sequence[Path], scale: Scale) -> dict[str, Any]:
             count = max(2, round(share * len(training)))
             write_rows(state / f"train-{seed}-{share:g}.jsonl", [training[place] for place in order[:count]])
     inside = sum(" ".join(_words(row["title"])) in " ".join(_words(row["text"][:2000])) for row in held)
-    found = {"training": len(training), "held": len(held), "titles_said_in_the_text": round(inside / len(held), 3)}
+    found = {
+        "of": of,
+        "training": len(training),
+        "held": len(held),
+        "titles_said_in_the_text": round(inside / len(held), 3),
+    }
     about.write_text(json.dumps(found) + "\n", encoding="utf-8")
     return found
 
@@ -197,7 +206,7 @@ def main() -> None:
     until = time.monotonic() + 60 * arguments.minutes
     state, scale = arguments.state, QUICK if arguments.quick else FULL
     state.mkdir(parents=True, exist_ok=True)
-    about = prepare(state, arguments.data, scale)
+    about = prepare(state, arguments.data, scale, arguments.init)
     rows = []
     for seed in scale.seeds:
         for share in SHARES:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from gpt2.cache import KVCache
     from gpt2.checkpoint import LanguageModel, convert, load, locate, read_directory, shipped, write_directory
     from gpt2.config import SIZES, GPT2Config
+    from gpt2.finetuning import FinetuneOptions, finetune
     from gpt2.generation import (
         Candidate,
         Completion,
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     )
     from gpt2.generation.score import score
     from gpt2.model import GPT2
+    from gpt2.tasks import Reply, ask
     from gpt2.tokenizer import IncrementalDecoder, Tokenizer
     from gpt2.training import TrainingOptions, resume, train
 
@@ -65,6 +67,7 @@ __all__ = [
     "DraftModel",
     "Engine",
     "Error",
+    "FinetuneOptions",
     "GPT2Config",
     "GenerationOptions",
     "IncrementalDecoder",
@@ -73,13 +76,16 @@ __all__ = [
     "LanguageModel",
     "Notice",
     "PromptLookup",
+    "Reply",
     "SamplingOptions",
     "Score",
     "TokenLogprob",
     "Tokenizer",
     "TrainingOptions",
     "Unavailable",
+    "ask",
     "convert",
+    "finetune",
     "generate",
     "load",
     "locate",
@@ -99,10 +105,12 @@ _HOMES = {
         ["LanguageModel", "convert", "load", "locate", "read_directory", "shipped", "write_directory"], "checkpoint"
     ),
     **dict.fromkeys(["SIZES", "GPT2Config"], "config"),
+    **dict.fromkeys(["FinetuneOptions", "finetune"], "finetuning"),
     **dict.fromkeys(["Candidate", "Completion", "DraftModel", "Engine", "PromptLookup", "TokenLogprob"], "generation"),
     **dict.fromkeys(["GenerationOptions", "SamplingOptions", "generate", "next_tokens", "stream"], "generation"),
     **dict.fromkeys(["Item", "Score", "score"], "generation.score"),
     **dict.fromkeys(["GPT2"], "model"),
+    **dict.fromkeys(["Reply", "ask"], "tasks"),
     **dict.fromkeys(["IncrementalDecoder", "Tokenizer"], "tokenizer"),
     **dict.fromkeys(["TrainingOptions", "resume", "train"], "training"),
 }

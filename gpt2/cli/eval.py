@@ -1,26 +1,47 @@
-"""`gpt2 eval`: what a model makes of your own texts: perplexity, bits per byte, and the passages that cost it most."""
+"""`gpt2 eval`: what a model makes of your own texts: perplexity, bits per byte, and the passages that cost it most.
 
+With --harness it runs tasks of lm-evaluation-harness instead (`harness.py`), with --overlap it looks texts up in a
+corpus (`overlap.py`).
+"""
+
+import json
 import math
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gpt2.cli.bar import bar
 from gpt2.cli.common import Device, DType, Json, Model, Revision, Threads, Width, console, load_model, print_json
+from gpt2.cli.harness import harness as run_harness
+from gpt2.cli.overlap import overlap as look_up
+from gpt2.cli.overlap import written
 from gpt2.errors import BadData, BadOption
+from gpt2.files import write_atomically
 
 if TYPE_CHECKING:
+    from gpt2.checkpoint import LanguageModel
     from gpt2.evaluation.passages import Passage
-    from gpt2.evaluation.perplexity import Document, Measure, Perplexity
+    from gpt2.evaluation.perplexity import Document, Measure, Perplexity, Protocol
 
 # Documents that the table shows.
 _ROWS = 10
+# Flags that mean something only in one of the three ways to use the command.
+_OWN: Mapping[str, frozenset[str]] = MappingProxyType(
+    {
+        "": frozenset({"stride", "context", "end_of_text_first", "transformers", "hardest"}),
+        "--harness": frozenset({"num_fewshot", "include_path"}),
+        "--overlap": frozenset({"n", "samples", "max_tokens", "top_k", "seed"}),
+    }
+)
+_OF_SAMPLES = ("max_tokens", "top_k", "seed")
 
 
 def command(
+    ctx: typer.Context,
     files: Annotated[
         list[str] | None,
         typer.Argument(
@@ -48,6 +69,41 @@ def command(
         int | None, typer.Option(min=1, help="Score only so many documents, the first ones.", show_default="all")
     ] = None,
     hardest: Annotated[int, typer.Option(min=0, help="How many of the hardest passages to show.")] = 5,
+    harness: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TASKS",
+            help="Run these tasks of lm-evaluation-harness instead: names with commas, * and ?; or .yaml files.",
+            show_default=False,
+        ),
+    ] = None,
+    num_fewshot: Annotated[
+        int | None, typer.Option(min=0, help="With --harness: examples in the prompt.", show_default="the task's")
+    ] = None,
+    include_path: Annotated[
+        Path | None, typer.Option(help="With --harness: a folder with tasks of your own.", show_default=False)
+    ] = None,
+    overlap: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CORPUS",
+            help="Look the texts' n-grams up in a corpus instead: its folder of shards, or files and folders of text.",
+            show_default=False,
+        ),
+    ] = None,
+    n: Annotated[int, typer.Option("--n", min=1, help="With --overlap: words of an n-gram.")] = 8,
+    samples: Annotated[
+        int | None,
+        typer.Option(min=1, help="With --overlap: look so many texts up that the model writes, not files."),
+    ] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="With --samples: tokens of each.")] = 256,
+    top_k: Annotated[
+        int | None, typer.Option(min=1, help="With --samples: draw from the likeliest so many.", show_default="all")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="With --samples: of the first; the others count on.")] = 1,
+    out: Annotated[
+        Path | None, typer.Option(help="A file that gets what --json prints, too.", show_default=False)
+    ] = None,
     model: Model = None,
     revision: Revision = None,
     device: Device = "cpu",
@@ -60,25 +116,82 @@ def command(
     Each text file, and each line of a .jsonl file, is one document, read by itself. What was done is printed with the
     figures, because perplexities by different protocols, or of different vocabularies, are not to be compared.
     """
-    if not files:
-        raise BadOption("Give text files to score, or - for standard input.")
+    _check_way(ctx, harness, overlap, samples, bool(files))
+
+    def load() -> "LanguageModel":
+        return load_model(model, revision, device, dtype, threads)
+
+    if harness is not None:
+        document, show = run_harness(harness, load, limit, num_fewshot, include_path)
+    elif overlap is not None:
+        document, show = look_up(
+            overlap,
+            n,
+            lambda: (
+                (_read(files or [], limit), {})
+                if samples is None
+                else written(load(), samples, max_tokens, top_k, seed)
+            ),
+        )
+    else:
+        protocol = _protocol(stride, context, end_of_text_first, transformers)
+        document, show = _perplexity(_read(files or [], limit), protocol, hardest, load)
+    if out is not None:
+        write_atomically(out, json.dumps(document, ensure_ascii=False, indent=1).encode() + b"\n")
+    if as_json:
+        print_json(document)
+    else:
+        show()
+
+
+def _check_way(ctx: typer.Context, harness: str | None, overlap: str | None, samples: int | None, files: bool) -> None:
+    """Raises BadOption for flags and files that do not belong to the way that is asked for."""
+    if harness is not None and overlap is not None:
+        raise BadOption("Give --harness or --overlap, not both.")
+    way = "--harness" if harness is not None else "--overlap" if overlap is not None else ""
+    for name in ctx.params:
+        source = ctx.get_parameter_source(name)
+        if source is None or source.name != "COMMANDLINE":
+            continue
+        flag = "--" + name.replace("_", "-")
+        for other, names in _OWN.items():
+            if other != way and name in names:
+                raise BadOption(f"{flag} means nothing {f'with {way}' if way else f'without {other}'}.")
+        if samples is None and name in _OF_SAMPLES:
+            raise BadOption(f"{flag} means nothing without --samples.")
+    if files and way == "--harness":
+        raise BadOption("--harness reads the tasks' own data; leave the files out.")
+    if files and samples is not None:
+        raise BadOption("Give files, or --samples of the model's own, not both.")
+    if not files and way != "--harness" and samples is None:
+        what = "to look up, or --samples" if way else "to score, or - for standard input"
+        raise BadOption(f"Give text files {what}.")
+
+
+def _protocol(stride: int | None, context: int | None, end_of_text_first: bool, transformers: bool) -> "Protocol":
+    from gpt2.evaluation.perplexity import Protocol
+
     for name, value in (("--stride", stride), ("--context", context)):
         if value is not None and value < 1:
             raise BadOption(f"{name} is {value}; it must be at least 1.")
     if stride is not None and context is not None and stride > context:
         raise BadOption(f"--stride is {stride}; it must be between 1 and the window, {context}.")
-    documents = _read(files, limit)
-    from gpt2.evaluation.perplexity import Protocol, perplexity
+    return Protocol(context, stride, end_of_text_first and not transformers, transformers)
 
-    protocol = Protocol(context, stride, end_of_text_first and not transformers, transformers)
-    loaded = load_model(model, revision, device, dtype, threads)
-    protocol.sizes(loaded.config.n_positions)
-    with _bar() as progress:
-        found = perplexity(loaded, documents, protocol, hardest=hardest, progress=progress)
-    if as_json:
-        print_json({"model": loaded.source, "dtype": loaded.dtype, **_as_json(found)})
-    else:
-        _show(found)
+
+def _perplexity(
+    documents: "list[Document]", protocol: "Protocol", hardest: int, load: "Callable[[], LanguageModel]"
+) -> tuple[dict[str, Any], Callable[[], None]]:
+    """The answer as JSON, and what shows it to people."""
+    from gpt2.evaluation.perplexity import perplexity
+
+    model = load()
+    protocol.sizes(model.config.n_positions)
+    with bar() as progress:
+        found = perplexity(
+            model, documents, protocol, hardest=hardest, progress=lambda done, of: progress("window", done, of)
+        )
+    return {"model": model.source, "dtype": model.dtype, **_as_json(found)}, lambda: _show(found)
 
 
 def _read(names: list[str], limit: int | None) -> "list[Document]":
@@ -112,22 +225,6 @@ def _documents(names: list[str]) -> "Iterator[Document]":
     for path in paths:
         for number, text in enumerate(read_documents([path]), 1):
             yield Document(f"{path} #{number}" if path.suffix == ".jsonl" else str(path), text)
-
-
-@contextmanager
-def _bar() -> "Iterator[Callable[[int, int], None] | None]":
-    """A progress bar over windows on stderr, where that is a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    shown = Console(file=sys.stderr)
-    if not shown.is_terminal:
-        yield None
-        return
-    columns = (TextColumn("window"), MofNCompleteColumn(), BarColumn(bar_width=24), TimeRemainingColumn())
-    with Progress(*columns, console=shown, transient=True) as bar:
-        task = bar.add_task("windows", total=None)
-        yield lambda done, of: bar.update(task, completed=done, total=of)
 
 
 def _as_json(found: "Perplexity") -> dict[str, Any]:

@@ -2,16 +2,20 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gpt2.cli.common import Json, print_json
 from gpt2.cli.progress import Progress
-from gpt2.cli.train import as_path, check_resume, with_training_options, write_sample
+from gpt2.cli.train import as_path, check_resume, said_once, with_training_options, write_sample
 from gpt2.errors import BadOption
 from gpt2.finetuning.options import FinetuneOptions, read_task_recipe, task_recipe_names
 from gpt2.training.options import TrainingOptions, laid_over
+
+if TYPE_CHECKING:
+    from gpt2.finetuning import Task
+    from gpt2.finetuning.run import Outcome
 
 
 def _finetune(
@@ -48,36 +52,18 @@ def _finetune(
     r"""Fine-tune a model: on rows with a prompt and a target, the loss on the target alone, or on plain text.
 
     The template says how a row becomes a text: '{article}\nTL;DR: {summary}' learns the column `summary` behind the
-    column `article`. Checkpoints hold a task.json, which says in what words the model is asked. With --lora an adapter
-    is learnt, which peft reads, and the base stays as it is.
+    column `article`. Checkpoints hold a task.json, which says in what words the model is asked, and `gpt2 generate
+    --task NAME` asks so. With --lora an adapter is learnt, which peft reads, and the base stays as it is.
     """
     tunings = {field.name for field in dataclasses.fields(FinetuneOptions)}
     given = {name: value for name, value in values.items() if value is not None and name not in tunings}
     tuned = {name: value for name, value in values.items() if value is not None and name in tunings}
-    if resume is not None:
-        check_resume(data or [], out, recipe, given | tuned, allow_changes and not tuned)
-    elif not data:
-        raise BadOption("Give data to learn from, or --resume RUN.")
-    elif allow_changes:
-        raise BadOption("--allow-changes is for --resume.")
-    if export is not None and export.exists():
-        raise BadOption(f"{export} is there already; choose another place to --export to.")
-    options, tuning = _chosen(recipe, given, tuned) if resume is None else (None, None)
-    from gpt2.finetuning import run as finetuning
-    from gpt2.training.allocator import keep_freed_memory
-
-    keep_freed_memory()
-    with Progress() as reporter:
-        if resume is not None:
-            outcome = finetuning.go_on(resume, reporter, write_sample, given, allow_changes)
-        else:
-            assert options is not None
-            assert tuning is not None
-            folder = out or Path("runs") / (tuning.name or "finetune")
-            outcome = finetuning.finetune(options, tuning, data or [], folder, reporter, write_sample)
+    outcome = _run(data or [], out, recipe, resume, allow_changes, export, given, tuned)
     result = outcome.result
     if export is not None and result.is_first and not result.interrupted:
-        finetuning.export(outcome.best, export)
+        from gpt2.finetuning.run import export as write_merged
+
+        write_merged(outcome.best, export)
     if not result.is_first:
         pass
     elif as_json:
@@ -98,10 +84,50 @@ def _finetune(
         print(f"Stopped {done}; go on with: gpt2 finetune --resume {result.path}")
     else:
         print(f"Done. The best checkpoint: {outcome.best}")
-        words = "a prompt in the template's words" if outcome.task else "Once upon a time"
-        print(f"Try it: gpt2 generate --model {as_path(export or outcome.best)} '{words}'")
+        print(f"Try it: gpt2 generate --model {as_path(export or outcome.best)} {_hint(outcome.task)}")
     if result.interrupted:
         raise typer.Exit(130)
+
+
+@said_once()
+def _run(
+    data: list[str],
+    out: Path | None,
+    recipe: str | None,
+    resume: Path | None,
+    allow_changes: bool,
+    export: Path | None,
+    given: dict[str, Any],
+    tuned: dict[str, Any],
+) -> "Outcome":
+    if resume is not None:
+        check_resume(data, out, recipe, given | tuned, allow_changes and not tuned)
+    elif not data:
+        raise BadOption("Give data to learn from, or --resume RUN.")
+    elif allow_changes:
+        raise BadOption("--allow-changes is for --resume.")
+    if export is not None and export.exists():
+        raise BadOption(f"{export} is there already; choose another place to --export to.")
+    options, tuning = _chosen(recipe, given, tuned) if resume is None else (None, None)
+    from gpt2.finetuning import run as finetuning
+    from gpt2.training.allocator import keep_freed_memory
+
+    keep_freed_memory()
+    with Progress() as reporter:
+        if resume is not None:
+            return finetuning.go_on(resume, reporter, write_sample, given, allow_changes)
+        assert options is not None
+        assert tuning is not None
+        folder = out or Path("runs") / (tuning.name or "finetune")
+        return finetuning.finetune(options, tuning, data, folder, reporter, write_sample)
+
+
+def _hint(task: "Task | None") -> str:
+    """How `generate` asks for what was learnt."""
+    if task is None:
+        return "'Once upon a time'"
+    fields = task.template.prompt_fields
+    return f"--task {task.name} " + ("'a text'" if len(fields) == 1 else "--file ROWS.jsonl" if fields else "")
 
 
 def _chosen(

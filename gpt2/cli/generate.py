@@ -1,16 +1,17 @@
-"""`gpt2 generate`: completes a prompt, streaming; or many prompts as a batch."""
+"""`gpt2 generate`: completes a prompt, streaming; or many prompts as a batch; or does a task (see tasks.py)."""
 
 import json
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from enum import StrEnum
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
+from gpt2.cli import tasks
 from gpt2.cli.common import (
     Compile,
     Device,
@@ -31,8 +32,10 @@ from gpt2.generation import DEFAULTS, GenerationOptions, SamplingOptions
 if TYPE_CHECKING:
     from gpt2.checkpoint import LanguageModel
     from gpt2.generation import Completion, Engine, Proposer
+    from gpt2.tasks import Reply, Way
 
 _SAMPLING = DEFAULTS.sampling
+T = TypeVar("T")
 
 
 class Overflow(StrEnum):
@@ -46,7 +49,15 @@ class Overflow(StrEnum):
 _OVERFLOW = Overflow(DEFAULTS.overflow)
 
 
+class Language(StrEnum):
+    """What a translation is into."""
+
+    fr = "fr"
+    en = "en"
+
+
 def command(
+    context: typer.Context,
     prompt: Annotated[
         str, typer.Argument(help="Text to go on from; - reads standard input; empty: from nothing.", show_default=False)
     ] = "",
@@ -57,6 +68,36 @@ def command(
             'with a field "prompt".',
             show_default=False,
         ),
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="Ask by the paper's zero-shot prompt and print the answer alone: summarise, translate, answer; or "
+            "what a checkpoint was fine-tuned for, by its name. Sampling and length are the task's unless given.",
+            show_default=False,
+        ),
+    ] = None,
+    files: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--file",
+            help="With --task: a file to ask about; may be repeated. A text is asked about whole (translated line by "
+            "line), a .jsonl, .csv, .tsv or .parquet file row by row.",
+            show_default=False,
+        ),
+    ] = None,
+    field: Annotated[
+        str | None, typer.Option(help="With --file: the column of the text.", show_default="the task's field: text")
+    ] = None,
+    question: Annotated[
+        str | None,
+        typer.Option(
+            help="With --task answer: what is asked about the text; or, without a text, of the model's memory.",
+            show_default=False,
+        ),
+    ] = None,
+    to: Annotated[
+        Language | None, typer.Option(help="With --task translate: from the other one.", show_default="fr")
     ] = None,
     max_tokens: Annotated[int, typer.Option(help="Most tokens to generate.")] = DEFAULTS.max_tokens,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = _SAMPLING.temperature,
@@ -118,6 +159,12 @@ def command(
         raise BadOption("--logprobs is printed with --json only.")
     if lookup and draft is not None:
         raise BadOption("Give --lookup or --draft, not both: a text's tokens are guessed in one way.")
+    given = _given(context)
+    request = None if task is None else tasks.Request(task, prompt, tuple(files or ()), field, question, to)
+    if request is not None:
+        request.check(given)
+    elif alone := [name for name in ("files", "field", "question", "to") if name in given]:
+        raise BadOption(f"--{alone[0].removesuffix('s')} is for --task.")
     # Everything that can be refused is, before a model is loaded or a file is opened.
     options = GenerationOptions(
         max_tokens=max_tokens,
@@ -136,6 +183,14 @@ def command(
             logit_bias=_read_biases(logit_bias or []),
         ),
     )
+    if request is not None:
+        language_model = load_model(model, revision, device, dtype, threads)
+        way, rows = request.asked(language_model)
+        small = None if draft is None else load_model(draft, None, device, dtype, threads)
+        engine = _engine(language_model, len(rows) * n, compile, threads, lookup=lookup, draft=small)
+        options = tasks.chosen(way, options, given)
+        _ask(engine, way, rows, options, n, shorten="max_tokens" not in given, out=out, as_json=as_json)
+        return
     texts = _read_prompts(prompts) if prompts is not None else [read_text(prompt)]
     from gpt2.generation import as_completed, pieces
 
@@ -159,21 +214,75 @@ def command(
         return
     completions = as_completed(engine, texts, options, n)
     sources = [text for text in texts for _ in range(n)]
-    answers: dict[int, Completion] = {}
+
+    def write(file: IO[str], done: "list[tuple[int, Completion]]") -> None:
+        if as_json:
+            _write_json(file, [_document(sources[row], completion) for row, completion in done], several=several)
+            return
+        for row, completion in done:
+            prompt = sources[row] if echo else ""
+            file.write(f"--- {row + 1} (seed {completion.seed})\n{prompt}{completion.text}\n")
+
+    done = _gathered(completions, out, write)
+    _tell_guesses(engine)
+    _tell_failed(done)
+
+
+def _ask(
+    engine: "Engine",
+    way: "Way",
+    rows: list[tuple[str, dict[str, str]]],
+    options: GenerationOptions,
+    n: int,
+    *,
+    shorten: bool,
+    out: Path | None,
+    as_json: bool,
+) -> None:
+    """Asks a task of every row and prints the answers."""
+    from gpt2.tasks import replies
+
+    several = len(rows) > 1 or n > 1
+    names = [name for name, _ in rows for _ in range(n)]
+
+    def write(file: IO[str], done: "list[tuple[int, Reply]]") -> None:
+        if as_json:
+            _write_json(file, tasks.documents(way, done, _document), several=several)
+        else:
+            tasks.write(file, names, done)
+
+    done = _gathered(replies(engine, way, [row for _, row in rows], options, n, shorten=shorten), out, write)
+    _tell_guesses(engine)
+    _tell_failed([(row, reply.completion) for row, reply in done])
+
+
+def _given(context: typer.Context) -> Collection[str]:
+    """Names of the parameters that stand on the command line."""
+    sources = ((name, context.get_parameter_source(name)) for name in context.params)
+    return {name for name, source in sources if source is not None and source.name == "COMMANDLINE"}
+
+
+def _gathered(
+    results: Iterator[tuple[int, T]], out: Path | None, write: Callable[[IO[str], list[tuple[int, T]]], None]
+) -> list[tuple[int, T]]:
+    """Writes results in the order of their numbers; after Ctrl-C, those that had finished."""
+    answers: dict[int, T] = {}
     with _told_if_partial(out), _target(out) as file:
         try:
-            answers.update(completions)
+            answers.update(results)
         finally:
-            # In the prompts' order; after Ctrl-C, those that had finished.
-            done = [(row, sources[row], answers[row]) for row in sorted(answers)]
-            if not as_json:
-                for row, source, completion in done:
-                    file.write(f"--- {row + 1} (seed {completion.seed})\n{source if echo else ''}{completion.text}\n")
-            elif several or done:
-                documents = [_document(source, completion) for _, source, completion in done]
-                file.write(json.dumps(documents if several else documents[0], ensure_ascii=False) + "\n")
-    _tell_guesses(engine)
-    failed = [(row, completion.error) for row, _, completion in done if completion.error is not None]
+            done = sorted(answers.items(), key=lambda each: each[0])
+            write(file, done)
+    return done
+
+
+def _write_json(file: IO[str], documents: list[dict[str, Any]], *, several: bool) -> None:
+    if several or documents:
+        file.write(json.dumps(documents if several else documents[0], ensure_ascii=False) + "\n")
+
+
+def _tell_failed(done: "list[tuple[int, Completion]]") -> None:
+    failed = [(row, completion.error) for row, completion in done if completion.error is not None]
     if failed:
         row, error = failed[0]
         raise Error(f"{len(failed)} of {len(done)} texts failed; number {row + 1}: {error}")

@@ -1,13 +1,13 @@
 """`gpt2 paper`: the paper's zero-shot table for any checkpoint, beside the paper's own numbers."""
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gpt2.cli.bar import bar
 from gpt2.cli.common import Device, DType, Json, Model, Revision, Threads, Width, load_model, print_json
 from gpt2.errors import BadOption
 
@@ -26,7 +26,7 @@ def command(
         typer.Option(
             metavar="ROWS",
             help="Rows by name, with commas: lambada, cbt-cn, cbt-ne, wikitext2, ptb, enwik8, text8, wikitext103, 1bw, "
-            "winograd.",
+            "winograd, natural-questions, coqa, cnn-dailymail, wmt14-en-fr, wmt14-fr-en.",
             show_default="all",
         ),
     ] = None,
@@ -72,7 +72,7 @@ def command(
     sets = Sets(data)
     loaded = load_model(model, revision, device, dtype, threads)
     try:
-        with _bar() as progress:
+        with bar() as progress:
             found = list(
                 paper.results(
                     loaded, rows, sets, limit=limit, stride=stride, control=control, folder=out, progress=progress
@@ -88,30 +88,6 @@ def command(
     if not any(result.scored for result in found):
         print("gpt2: none of the rows could be scored.", file=sys.stderr)
         raise typer.Exit(2)
-
-
-@contextmanager
-def _bar() -> Iterator[Callable[[str, int, int], None]]:
-    """A progress bar on stderr, over the items of the reading under way, where that is a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    shown = Console(file=sys.stderr)
-    if not shown.is_terminal:
-        yield lambda *_: None
-        return
-    columns = (TextColumn("{task.description}"), MofNCompleteColumn(), BarColumn(bar_width=24), TimeRemainingColumn())
-    with Progress(*columns, console=shown, transient=True) as bar:
-        task, said = bar.add_task("", total=None), ""
-
-        def update(what: str, done: int, of: int) -> None:
-            nonlocal said
-            if what != said:
-                said = what
-                bar.reset(task, description=what, total=of, completed=done)
-            bar.update(task, completed=done)
-
-        yield update
 
 
 def _show(model: "LanguageModel", found: "Sequence[Result]", control: bool) -> None:
@@ -140,7 +116,7 @@ def _show(model: "LanguageModel", found: "Sequence[Result]", control: bool) -> N
     table = Table(*columns, box=None, pad_edge=False, header_style="bold")
     for column in table.columns[3:]:
         column.justify = "right"
-    notes: list[str] = []
+    notes: dict[str, int] = {}  # what several cells have in common is said once
     missing: list[str] = []
     for result in found:
         title = result.row.title
@@ -149,7 +125,7 @@ def _show(model: "LanguageModel", found: "Sequence[Result]", control: bool) -> N
                 missing.append(f"{result.row.title}: {cell.why}")
                 continue
             paper = PAPER[cell.paper].get(size) if cell.paper else None
-            notes.append(f"{len(notes) + 1} {result.row.title}, {cell.reading}: {cell.protocol}.")
+            note = notes.setdefault(f"{result.row.title}, {cell.reading}: {cell.protocol}.", len(notes) + 1)
             line = [
                 title,
                 cell.metric,
@@ -159,7 +135,7 @@ def _show(model: "LanguageModel", found: "Sequence[Result]", control: bool) -> N
                 "" if paper is None else f"{paper:g}",
                 _harness(result, cell),
                 f"{cell.items:,}",
-                str(len(notes)),
+                str(note),
             ]
             if control:
                 random = result.control_of(cell)
@@ -171,7 +147,8 @@ def _show(model: "LanguageModel", found: "Sequence[Result]", control: bool) -> N
     console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH)
     console.print(table)
     console.print(f"\nThis model: {model.source}, {model.config.parameters:,} parameters, {model.dtype}.", markup=False)
-    for title, lines in (("How each was made:", notes), ("Not scored:", missing)):
+    made = [f"{number} {note}" for note, number in notes.items()]
+    for title, lines in (("How each was made:", made), ("Not scored:", missing)):
         if lines:
             console.print(f"\n{title}", markup=False)
         for text in dict.fromkeys(lines):

@@ -2,6 +2,8 @@
 
 import dataclasses
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -55,14 +57,7 @@ def _train(
     text is split: its last tenth is held out. Of many documents a tenth is held out, by hash. Ctrl-C saves and stops.
     """
     given = {name: value for name, value in values.items() if value is not None}
-    try:
-        result = _run(data or [], out, recipe, resume, allow_changes, given)
-    except Error as error:
-        from gpt2.training.ranks import told_by_first
-
-        if told_by_first(str(error)):
-            raise typer.Exit(2) from None
-        raise
+    result = _run(data or [], out, recipe, resume, allow_changes, given)
     if not result.is_first:
         pass
     elif as_json:
@@ -86,6 +81,20 @@ def _train(
         raise typer.Exit(130)
 
 
+@contextmanager
+def said_once() -> Iterator[None]:
+    """Under torchrun every process meets the same mistake, and the first says it."""
+    try:
+        yield
+    except Error as error:
+        from gpt2.training.ranks import told_by_first
+
+        if told_by_first(str(error)):
+            raise typer.Exit(2) from None
+        raise
+
+
+@said_once()
 def _run(
     data: list[Path],
     out: Path | None,

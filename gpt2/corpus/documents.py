@@ -68,6 +68,7 @@ TOO_LARGE = "over 256 MiB"
 BAD_JSON = "broken JSON"
 NO_TEXT_FIELD = "no text field"
 NO_PAGE = "not a page"
+NO_ADDRESS = "no address, by which Wikipedia is known"
 BROKEN_RECORD = "broken WARC record"
 BROKEN_FILE = "broken compression"
 TRUNCATED = "truncated WARC"
@@ -80,6 +81,7 @@ KINDS: Mapping[str, str] = {
     INVALID_TEXT: KEPT,  # each bad sequence becomes U+FFFD
     LONE_SURROGATE: KEPT,  # each becomes U+FFFD
     SPELT_END: KEPT,  # as ordinary text: it separates nothing
+    NO_ADDRESS: KEPT,  # met where Wikipedia is to be dropped
     EMPTY: DROPPED,
     TOO_LARGE: DROPPED,
     BAD_JSON: DROPPED,

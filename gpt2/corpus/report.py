@@ -14,6 +14,8 @@ EXACT_STEP = "exact duplicates"
 NEAR_STEP = "near duplicates"
 OUT = ("train", "validation")
 
+# What is counted before the text of pages is taken out: all that comes in, and what its address alone drops.
+_OF_PAGES = (IN, "links", "wikipedia")
 _MOST_SETS = 30  # in a printed table; all are stored
 
 
@@ -60,14 +62,14 @@ class Tally:
 def rows(tally: Tally) -> list[dict[str, Any]]:
     """The steps with their documents, bytes and tokens; `estimated` marks tokens that nobody counted."""
     _, size, tokens = tally.total(*OUT)
-    pages = bool(tally.total(EXTRACTED)[0])
+    pages = any(EXTRACTED in steps for steps in tally.counts.values())
     result: list[dict[str, Any]] = []
     for step in tally.steps():
         documents, step_bytes, step_tokens = tally.total(step)
         row: dict[str, Any] = {"step": step, "documents": documents, "bytes": step_bytes}
         if step in OUT:
             row["tokens"] = step_tokens
-        elif size and not (pages and step == IN):
+        elif size and not (pages and step.partition(":")[0] in _OF_PAGES):
             # The bytes of pages are mostly markup, so nothing is said of their tokens.
             row |= {"tokens": round(step_bytes * tokens / size), "estimated": True}
         result.append(row)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gpt2.corpus.documents import Document, Problems
+from gpt2.corpus.documents import NO_ADDRESS, Document, Problems
 from gpt2.corpus.extract import extract
 from gpt2.corpus.fates import SPLITS, Stretch
 from gpt2.corpus.filters import make_filters
@@ -64,7 +64,12 @@ class ReadParts:
                 tally.add(set_name, IN, size)
                 if reason := _refused(filters.before, document):
                     tally.add(set_name, reason, size)
+                    if document.html is not None:
+                        # So that the report knows of pages, whose bytes are no text.
+                        tally.add(set_name, EXTRACTED, 0, documents=0)
                     continue
+                if not document.url and not options.filters.wikipedia:
+                    problems.add(NO_ADDRESS, document.id)
                 clock.lap("filters")
                 if document.html is not None:
                     document = extract(document, options.extractor, problems, options.read.invalid)

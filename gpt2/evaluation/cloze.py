@@ -7,9 +7,9 @@ first). How the words were prepared is written out in each protocol.
 
 import re
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from gpt2.errors import BadData, Unavailable
 from gpt2.evaluation.detokenise import detokeniser
@@ -19,6 +19,7 @@ from gpt2.evaluation.sets import Found
 if TYPE_CHECKING:
     from gpt2.generation.score import Item
 
+T = TypeVar("T")
 _BLANK = "XXXXX"
 
 
@@ -46,11 +47,11 @@ def books(found: Found) -> list[tuple[list[str], str, tuple[str, ...], int]]:
     Reads the published file (numbered lines; the last has tabs) and the hub's table. Raises BadData, naming the
     question, for what is neither.
     """
+    raw: list[tuple[list[str], str, str, tuple[str, ...]]]
     if found.is_table or found.name.endswith((".jsonl", ".json")):
-        raw = [
-            (list(each["sentences"]), str(each["question"]), str(each["answer"]), tuple(each["options"]))
-            for each in found.records()
-        ]
+        raw = _records(
+            found, lambda each: (list(each["sentences"]), each["question"], each["answer"], tuple(each["options"]))
+        )
     else:
         raw = []
         for block in re.split(r"\n\s*\n", found.text().strip()):
@@ -65,6 +66,20 @@ def books(found: Found) -> list[tuple[list[str], str, tuple[str, ...], int]]:
             raise BadData(f"{found.where}, question {number}: no blank {_BLANK}, or the answer is no candidate.")
         questions.append((sentences, sentence, candidates, candidates.index(answer)))
     return questions
+
+
+def _records(found: Found, read: Callable[[Mapping[str, Any]], T]) -> list[T]:
+    """What `read` makes of a table's records. Raises BadData for a table without any, or one of another shape."""
+    made: list[T] = []
+    for number, record in enumerate(found.records(), 1):
+        try:
+            made.append(read(record))
+        except (KeyError, TypeError, ValueError, AttributeError):
+            there = ", ".join(record) or "none"
+            raise BadData(f"{found.where}, record {number}: it is no question; its fields are {there}.") from None
+    if not made:
+        raise BadData(f"{found.where} holds no questions.")
+    return made
 
 
 def _book_question(
@@ -134,15 +149,10 @@ def schemas(found: Found) -> list[Question]:
     """The Winograd schemas as questions, in the collection's order; the first 273 are WSC273.
 
     Candidates get a small letter inside a sentence unless they are names, a capital at its beginning, and 's where
-    the pronoun stands for an owner.
+    the pronoun stands for an owner. Raises BadData for what is no such collection.
     """
     if found.is_table:
-        raw = []
-        for each in found.records():
-            place, pronoun = int(each["pronoun_loc"]), str(each["pronoun"])
-            text = str(each["text"])
-            raw.append((text[:place], pronoun, text[place + len(pronoun) :], list(each["options"]), int(each["label"])))
-        return [_schema(*each) for each in raw]
+        return _records(found, _hub_schema)
     try:
         root = ElementTree.fromstring(found.data)
     except ElementTree.ParseError as error:
@@ -156,12 +166,24 @@ def schemas(found: Found) -> list[Question]:
         if letter not in ("A", "B") or len(answers) != 2 or not pronoun.strip():
             raise BadData(f"{found.where}, schema {number}: it lacks a pronoun, two answers or the right one's letter.")
         questions.append(_schema(before, pronoun, after, answers, "AB".index(letter)))
+    if not questions:
+        raise BadData(f"{found.where} holds no schemas.")
     return questions
+
+
+def _hub_schema(record: Mapping[str, Any]) -> Question:
+    """A record of the hub's table. Raises KeyError, TypeError or ValueError for what is none."""
+    text, pronoun, place = record["text"], record["pronoun"], int(record["pronoun_loc"])
+    answers, answer = list(record["options"]), int(record["label"])
+    if not text.startswith(pronoun, place) or len(answers) != 2 or answer not in (0, 1):
+        raise ValueError
+    return _schema(text[:place], pronoun, text[place + len(pronoun) :], answers, answer)
 
 
 def _schema(before: str, pronoun: str, after: str, answers: Sequence[str], answer: int) -> Question:
     before, pronoun, after = (" ".join(text.split()) for text in (before, pronoun, after))
-    candidates = tuple(_candidate(" ".join(each.split()), pronoun, inside=bool(before)) for each in answers)
+    inside = bool(before) and before[-1] not in ".!?"
+    candidates = tuple(_candidate(" ".join(each.split()), pronoun, inside=inside) for each in answers)
     space = " " if after[:1].isalnum() or after[:1] in ('"', "(") else ""
     return Question(f"{before} " if before else "", f"{space}{after}", candidates, answer)
 

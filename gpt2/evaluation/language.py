@@ -8,7 +8,8 @@ and divided by the number of units of the text as it was *published*: words and 
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from gpt2.errors import BadData, Unavailable
 from gpt2.evaluation.detokenise import Detokeniser, detokeniser
@@ -26,6 +27,9 @@ from gpt2.evaluation.rows import (
 )
 from gpt2.evaluation.sets import Found
 
+if TYPE_CHECKING:
+    from gpt2.generation.score import Item
+
 # The usual test parts of enwik8 and text8: their last 5 million.
 _LAST = 5_000_000
 
@@ -36,12 +40,14 @@ class Passage:
 
     pieces: read one by one, each behind end of text. units: how many units the published text has; 0 for the
     model's own tokens. how: all that in words. overlap: whether windows overlap as the job has it, or not at all.
+    end_scored: whether each piece's end is scored, as end of text.
     """
 
     pieces: Sequence[str]
     units: int
     how: str
     overlap: bool = True
+    end_scored: bool = False
 
 
 def words_and_lines(text: str) -> int:
@@ -92,8 +98,9 @@ def per_token(text: str) -> Passage:
 
 def line_by_line(passage: Passage) -> Passage:
     """The same text with every line behind an end of text of its own; the loss of line ends is that token's."""
-    lines = [line for piece in passage.pieces for line in piece.split("\n") if line]
-    return Passage(lines, passage.units, f"{passage.how}; every line alone behind end of text")
+    lines = [line for piece in passage.pieces if piece for line in piece.split("\n")]
+    how = f"{passage.how}; every line alone behind end of text, and its end scored as end of text"
+    return Passage(lines, passage.units, how, end_scored=True)
 
 
 def pages(text: str) -> Passage:
@@ -103,10 +110,20 @@ def pages(text: str) -> Passage:
     written = [tool.forward(article).strip() for article in articles if article.strip()]
     count = sum(len(re.split(r"\s+", article)) for article in articles if article.strip())
     how = (
-        "each article alone, de-tokenised by our rules 'wikitext' (the harness has rules of its own), loss divided by "
-        f"the {count:,} pieces between white space, line ends not counted"
+        "each article alone, its last window reaching back for all the context that fits, de-tokenised by our rules "
+        f"'wikitext' (the harness has rules of its own), loss divided by the {count:,} pieces between white space, "
+        "line ends not counted"
     )
     return Passage(written, count, how, overlap=False)
+
+
+def in_turn(ids: Sequence[int], window: int) -> list["Item"]:
+    """Windows one behind the other as lm-evaluation-harness has them: the last reaches back, to be as long as they."""
+    items = list(windows(ids, window, window))
+    if len(items) > 1:
+        last = items[-1].continuation
+        items[-1] = replace(items[-1], context=ids[len(ids) - 1 - window : len(ids) - len(last)])
+    return items
 
 
 def measured(
@@ -115,8 +132,14 @@ def measured(
     """A cell for a passage. The interval is over its windows (or lines), each with its share of the denominator."""
     end = job.model.tokenizer.end_of_text
     start = [] if end is None else [end]
+    behind = start if passage.end_scored else []
     stride = (job.stride or max(1, job.window // 2)) if passage.overlap else job.window
-    items = [window for piece in passage.pieces for window in windows([*start, *job.encode(piece)], job.window, stride)]
+    pieces = ([*start, *job.encode(piece), *behind] for piece in passage.pieces)
+    items = [
+        item
+        for ids in pieces
+        for item in (windows(ids, job.window, stride) if passage.overlap else in_turn(ids, job.window))
+    ]
     tokens = sum(len(each.continuation) for each in items)
     if not tokens:
         raise BadData("The set is empty: its file has no text.")

@@ -23,10 +23,10 @@ _CONTROL_SEED = 1
 
 def all_rows() -> tuple[Row, ...]:
     """Every row, in the paper's order: Table 3, then the tasks of its section 3."""
-    from gpt2.evaluation import cloze, lambada, language
+    from gpt2.evaluation import answers, cloze, lambada, language, writing
 
     # A module with rows of its own gives them here: a tuple of `Row`, each with a function of a `Job`.
-    return (lambada.ROW, *cloze.CBT_ROWS, *language.ROWS, cloze.WINOGRAD_ROW)
+    return (lambada.ROW, *cloze.CBT_ROWS, *language.ROWS, cloze.WINOGRAD_ROW, *answers.ROWS, *writing.ROWS)
 
 
 def chosen_rows(names: Sequence[str]) -> tuple[Row, ...]:

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from gpt2.errors import BadData, BadOption
 from gpt2.evaluation.intervals import Floats, interval
 from gpt2.evaluation.passages import Passage, hardest_of
-from gpt2.shards import token_lengths
+from gpt2.shards import token_lengths, window_count, window_span
 
 if TYPE_CHECKING:
     from gpt2.checkpoint import LanguageModel
@@ -180,6 +180,10 @@ def perplexity(
         data = document.text.encode()
         # What stands before the first scored token: nothing, or the first token.
         data = data[len(data) - int(lengths[ids[1:]].sum()) :]
+        if len(costs) < len(ids) - 1:
+            # Where windows do not overlap, transformers' recipe scores none of their first tokens.
+            is_scored = np.arange(1, len(ids)) % sizes[0] != 0
+            data = np.frombuffer(data, np.uint8)[np.repeat(is_scored, lengths[ids[1:]])].tobytes()
         measures.append(
             Measure(
                 document.name,
@@ -295,11 +299,9 @@ def windows(ids: Ids | Sequence[int], window: int, stride: int) -> "Iterator[Ite
     from gpt2.generation.score import Item
 
     ids = np.asarray(ids, dtype=np.int32)
-    # As `training/evaluate.py` has it, which scores batches of a running network.
-    last = -(-max(0, len(ids) - 1 - window) // stride)
-    for start in range(0, (last + 1) * stride, stride) if len(ids) > 1 else ():
-        first = start + (window - stride if start else 0) + 1
-        yield Item(ids[start:first].tolist(), ids[first : start + window + 1].tolist())
+    for number in range(window_count(len(ids), window, stride)):
+        start, first, end = window_span(number, len(ids), window, stride)
+        yield Item(ids[start:first].tolist(), ids[first:end].tolist())
 
 
 def _recipe(ids: Ids, window: int, stride: int) -> "Iterator[tuple[Item, int]]":

@@ -1,13 +1,14 @@
 """What a row of the paper's table is made of: a `Row` is a named protocol, its `Cell`s are the numbers it gives.
 
 A row's function gets a `Job` (the model, the sets, what was scored before) and yields cells, or `Missing` for what
-could not be had. `Job.score`, `Job.first_choices` and `Job.complete` do the model's work one item at a time and keep
-every result, so that a run that was stopped goes on where it was. Which rows there are is `paper.py`'s business.
+could not be had. `Job.score`, `Job.first_choices`, `Job.complete` and `Job.ask` do the model's work one item at a time
+and keep every result, so that a run that was stopped goes on where it was. Which rows there are is `paper.py`'s
+business.
 """
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from gpt2.errors import ContextOverflow
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from gpt2.checkpoint import LanguageModel
     from gpt2.generation import GenerationOptions
     from gpt2.generation.score import Item
+    from gpt2.tasks import Way
 
 PERPLEXITY, ACCURACY = "perplexity", "accuracy %"
 BITS_PER_BYTE, BITS_PER_CHARACTER = "bits/byte", "bits/character"
@@ -147,6 +149,44 @@ class Job:
                 self.progress(what, done, len(prompts))
         return [value["ids"] for key in keys if (value := self.store.done(key)) is not None]
 
+    def ask(self, asked: Sequence[tuple["Way", Mapping[str, str]]], what: str) -> "Written":
+        """What the model writes when it is asked so, each way (all with the same options) with its fields.
+
+        Prompts are cut as `tasks` cuts them, and an answer takes no more than half of the window. Drawn with seed 1.
+        """
+        from gpt2.tasks.asking import fitted
+
+        options = self._shortened(asked[0][0].options)
+        room = self.window - options.max_tokens
+        made = [fitted(way, values, self.model.tokenizer, room) for way, values in asked]
+        return self._written([ids for ids, _ in made], options, sum(cut > 0 for _, cut in made), what)
+
+    def ask_as_harness(self, prompts: Sequence[str], options: "GenerationOptions", what: str) -> "Written":
+        """What the model writes behind prompts that are cut as lm-evaluation-harness cuts: at their beginning."""
+        options = self._shortened(options)
+        room = self.window - options.max_tokens
+        made = [self.encode(prompt) for prompt in prompts]
+        return self._written([ids[-room:] for ids in made], options, sum(len(ids) > room for ids in made), what)
+
+    def _shortened(self, options: "GenerationOptions") -> "GenerationOptions":
+        return replace(options, max_tokens=max(1, min(options.max_tokens, self.window // 2)), seed=1)
+
+    def _written(self, prompts: list[list[int]], options: "GenerationOptions", cut: int, what: str) -> "Written":
+        written = self.complete(prompts, options, what)
+        texts = [self.model.tokenizer.decode(ids) for ids in written]
+        return Written(prompts, written, texts, options.max_tokens, cut)
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a model was asked and wrote: ids of both, its text, the most tokens of it, and how many prompts were cut."""
+
+    prompts: list[list[int]]
+    ids: list[list[int]]
+    texts: list[str]
+    most: int
+    cut: int
+
 
 def item(context: Sequence[int], continuation: Sequence[int], window: int) -> "Item":
     """An item that fits the window: what is too much is cut from the context's beginning.
@@ -165,7 +205,12 @@ def item(context: Sequence[int], continuation: Sequence[int], window: int) -> "I
 
 def accuracy(right: Sequence[bool]) -> tuple[float, tuple[float, float] | None]:
     """The share that is right in %, and its interval. Denominator: all items."""
-    return _ratio([(100.0 * each, 1.0) for each in right], lambda mean: mean)
+    return average([100.0 * each for each in right])
+
+
+def average(values: Sequence[float]) -> tuple[float, tuple[float, float] | None]:
+    """The mean of a value for each item, and its interval."""
+    return _ratio([(value, 1.0) for value in values], lambda mean: mean)
 
 
 def perplexity(units: Sequence[tuple[float, float]]) -> tuple[float, tuple[float, float] | None]:

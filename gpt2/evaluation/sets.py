@@ -12,7 +12,9 @@ import io
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -24,6 +26,8 @@ T = TypeVar("T")
 
 # Deeper than this, and past so many files, a folder is no folder of test sets.
 _DEPTH, _MOST_FILES = 4, 100_000
+# What zipfile raises for a damaged archive, an encrypted one (RuntimeError) and an unknown compression.
+_DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,22 @@ def _wikitext(number: int, config: str, file: str) -> Source:
         names,
         (("Salesforce/wikitext", f"{config}/test-00000-of-00001.parquet", None),),
         f"{file} of {config}.zip",
+    )
+
+
+def _newstest(language: str) -> Source:
+    return Source(
+        f"WMT14 English-French test (newstest2014), its {'English' if language == 'en' else 'French'} side",
+        (
+            f"newstest2014-fren.{language}",
+            f"newstest2014-fren-src.{language}.sgm",
+            f"newstest2014-fren-ref.{language}.sgm",
+            "fr-en/test-*.parquet",
+            "wmt14*test*.parquet",
+            "wmt14*test*.jsonl",
+        ),
+        (("wmt/wmt14", "fr-en/test-00000-of-00001.parquet", None),),
+        f"newstest2014-fren-src.{language}.sgm of test-full.tgz (statmt.org/wmt14)",
     )
 
 
@@ -107,6 +127,41 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
             (("ErnestSDavis/winograd_wsc", "wsc285/test/0000.parquet", _CONVERTED),),
             "WSCollection.xml from cs.nyu.edu/~davise/papers/WinogradSchemas",
         ),
+        "nq-open": Source(
+            "Natural Questions, open, dev",
+            ("NQ-open.dev.jsonl", "nq_open/validation-*.parquet", "nq_open/validation*.jsonl"),
+            (("google-research-datasets/nq_open", "nq_open/validation-00000-of-00001.parquet", None),),
+            "NQ-open.dev.jsonl of google-research-datasets/natural-questions (folder nq_open)",
+        ),
+        "nq-open-train": Source(
+            "Natural Questions, open, train (for example pairs)",
+            ("NQ-open.train.jsonl", "nq_open/train-*.parquet", "nq_open/train*.jsonl"),
+            (("google-research-datasets/nq_open", "nq_open/train-00000-of-00001.parquet", None),),
+            "NQ-open.train.jsonl of google-research-datasets/natural-questions (folder nq_open)",
+        ),
+        "coqa": Source(
+            "CoQA dev",
+            ("coqa-dev-v1.0.json", "coqa*/*validation*.parquet", "coqa*/*validation*.jsonl"),
+            (
+                ("EleutherAI/coqa", "default/validation/0000.parquet", _CONVERTED),
+                ("stanfordnlp/coqa", "data/validation-00000-of-00001.parquet", None),
+            ),
+            "coqa-dev-v1.0.json from stanfordnlp.github.io/coqa",
+        ),
+        "cnn-dailymail": Source(
+            "CNN/Daily Mail test",
+            (
+                "3.0.0/test-*.parquet",
+                "cnn_dailymail*/test*.parquet",
+                "cnn_dailymail*/test*.jsonl",
+                "cnn_dailymail_test.*",
+                "cnndm_realsumm_summeval.jsonl",
+            ),
+            (("abisee/cnn_dailymail", "3.0.0/test-00000-of-00001.parquet", None),),
+            "the test split of abisee/cnn_dailymail 3.0.0 (parquet, or JSON lines with fields article and highlights)",
+        ),
+        "wmt14-en": _newstest("en"),
+        "wmt14-fr": _newstest("fr"),
     }
 )
 
@@ -142,7 +197,7 @@ class Found:
         """
         if self.data[:4] == b"PAR1":
             return _parquet(self)
-        data = gzip.decompress(self.data) if self.data[:2] == b"\x1f\x8b" else self.data
+        data = self._unpacked()
         found: list[dict[str, Any]] = []
         for number, line in enumerate(data.splitlines(), 1):
             if not line.strip():
@@ -155,6 +210,14 @@ class Found:
                 raise BadData(f"{self.where}, line {number}: expected an object, not {type(record).__name__}.")
             found.append(record)
         return found
+
+    def _unpacked(self) -> bytes:
+        if self.data[:2] != b"\x1f\x8b":
+            return self.data
+        try:
+            return gzip.decompress(self.data)
+        except (EOFError, OSError, zlib.error) as error:
+            raise BadData(f"{self.where} is a damaged gzip file ({error}); get it again.") from None
 
     def column(self, name: str) -> list[Any]:
         """One field of every record. Raises BadData, naming those that there are, where it is missing."""
@@ -203,7 +266,7 @@ class Sets:
         for pattern in source.names:
             for name, path, member in self._files:
                 if fnmatch.fnmatch(f"/{name.lower()}", f"*/{pattern.lower()}"):
-                    data = path.read_bytes() if member is None else zipfile.ZipFile(path).read(member)
+                    data = path.read_bytes() if member is None else _member(path, member)
                     return Found(source, str(folder / name), Path(name).name, data)
         hub = ", or leave --data out to fetch it from the hub" if source.hub else ""
         raise Unavailable(f"{source.title} is not in {folder}: put {source.get} there{hub}.")
@@ -246,10 +309,19 @@ def _listed(folder: Path) -> list[tuple[str, Path, str | None]]:
             path = here / file
             name = path.relative_to(folder).as_posix()
             found.append((name, path, None))
-            if file.lower().endswith(".zip") and zipfile.is_zipfile(path):
-                with zipfile.ZipFile(path) as archive:
+            if file.lower().endswith(".zip"):
+                # One that is damaged may be no set's.
+                with suppress(*_DAMAGE), zipfile.ZipFile(path) as archive:
                     found += [(f"{name}/{member}", path, member) for member in sorted(archive.namelist())]
     return sorted(found, key=lambda each: (each[2] is not None, each[0].count("/"), each[0]))
+
+
+def _member(path: Path, member: str) -> bytes:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.read(member)
+    except _DAMAGE as error:
+        raise BadData(f"{member} cannot be read from {path} ({error}); unpack it, or get it again.") from None
 
 
 def _parquet(found: Found) -> list[dict[str, Any]]:

@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from gpt2.finetuning.options import FinetuneOptions, read_task_recipe, task_recipe_names
-from gpt2.finetuning.template import Task, Template, read_task
+from gpt2.tasks.template import Task, Template, read_task
 
 if TYPE_CHECKING:
     from gpt2.finetuning.run import Outcome, export, finetune, go_on

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from gpt2.errors import BadData, BadPrompt
 from gpt2.finetuning.rows import Problems, Row, read_rows
-from gpt2.finetuning.template import DoesNotFit, Template
 from gpt2.model import GPT2
 from gpt2.shards import digest, held_out
+from gpt2.tasks.template import DoesNotFit, Template
 from gpt2.tokenizer import Tokenizer
 from gpt2.training.evaluate import Evaluation
 from gpt2.training.options import TrainingOptions
@@ -143,14 +143,13 @@ class HeldOut:
     """The loss on held-out targets, on the way of the first examples with about `eval_tokens` target tokens."""
 
     def __init__(self, examples: Examples, options: TrainingOptions) -> None:
-        self._examples, self._options = examples, options
+        self._examples, self._every = examples, options.eval_every
         self._part = _first(examples, options.eval_tokens)
 
-    def due(self, step: int) -> list[int]:
-        """Numbers of examples that are scored after a step."""
-        whole, options = len(self._examples), self._options
-        last = step == options.steps
-        if not whole or not (last or is_due(step, options.eval_every)):
+    def due(self, step: int, last: bool) -> list[int]:
+        """Numbers of examples that are scored after a step; all after the last one."""
+        whole = len(self._examples)
+        if not whole or not (last or is_due(step, self._every)):
             return []
         return [self._part, whole] if last and self._part < whole else [self._part]
 
@@ -230,6 +229,9 @@ def open_rows(
     training = made.read(places, skip_bad, note, most)
     if held is not None:
         validation = made.read([held], skip_bad, note)
+        known = {found.prompt for found in training}
+        if both := sum(found.prompt in known for found in validation):
+            note(f"{both:,} of {len(validation):,} held-out examples have a prompt that is trained on, too")
     elif options.validation:
         hashes = np.array([digest(found.prompt.encode())[0] for found in training], dtype=np.uint64)
         out = held_out(hashes, options.validation)

@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gpt2.errors import Unavailable
+from gpt2.errors import ContextOverflow, Unavailable
 from gpt2.finetuning.rows import Row
-from gpt2.finetuning.template import Task
+from gpt2.tasks.template import DoesNotFit, Task
 
 if TYPE_CHECKING:
     from gpt2.checkpoint import LanguageModel
@@ -40,7 +40,7 @@ def answers(model: "LanguageModel", task: Task, rows: Sequence[Row]) -> list[Ans
     """Greedy answers to the rows' prompts, which are cut so that the longest answer has room."""
     from gpt2.generation import GenerationOptions, SamplingOptions, complete
 
-    prompts = [prompt_ids(model, task, row) for row in rows]
+    prompts = [prompt_ids(model, task, row, task.max_tokens) for row in rows]
     options = GenerationOptions(task.max_tokens, task.stop, 1, None, "stop", SamplingOptions(temperature=0.0))
     given = complete(model, prompts, options)
     return [
@@ -49,10 +49,19 @@ def answers(model: "LanguageModel", task: Task, rows: Sequence[Row]) -> list[Ans
     ]
 
 
-def prompt_ids(model: "LanguageModel", task: Task, row: Mapping[str, str]) -> list[int]:
-    """A row's prompt, cut at the end of its longest field so that an answer of the task's length fits behind it."""
-    room = max(1, model.config.n_positions - task.max_tokens)
-    return task.template.prompt_ids(row, model.tokenizer, room)[0]
+def prompt_ids(model: "LanguageModel", task: Task, row: Mapping[str, str], behind: int) -> list[int]:
+    """A row's prompt, cut at the end of its longest field so that as many tokens fit behind it.
+
+    Raises ContextOverflow where the template's own words are too many for that.
+    """
+    room = model.config.n_positions - behind
+    try:
+        return task.template.prompt_ids(row, model.tokenizer, room)[0]
+    except DoesNotFit:
+        raise ContextOverflow(
+            f"The template's own words and {behind} tokens of an answer do not fit into the model's window of "
+            f"{model.config.n_positions}; shorten the template, or leave out --examples, --score and --classify."
+        ) from None
 
 
 def rouge(found: Sequence[Answer]) -> dict[str, float]:
@@ -82,7 +91,9 @@ def accuracy(model: "LanguageModel", task: Task, rows: Sequence[Row]) -> float:
     end = model.tokenizer.end_of_text
     assert end is not None, "checked where data are opened"
     endings = [[*model.tokenizer.encode(label), end] for label in task.labels]
-    items = [Item(prompt_ids(model, task, row), ending) for row in rows for ending in endings]
+    # The last id of an ending is not read.
+    prompts = [prompt_ids(model, task, row, max(map(len, endings)) - 1) for row in rows]
+    items = [Item(prompt, ending) for prompt in prompts for ending in endings]
     totals = [each.total for each in score(model, items)]
     right = 0
     for number, row in enumerate(rows):

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2.errors import BadOption
-from gpt2.finetuning.template import Template
+from gpt2.tasks.template import Template
 from gpt2.training.options import read_recipe
 
 RECIPES = Path(__file__).parent / "recipes"

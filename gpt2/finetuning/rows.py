@@ -95,12 +95,11 @@ def find_tables(places: Sequence[str]) -> list[Path | str]:
 def kind_of(file: Path) -> str:
     """The suffix that says how a file is read, without that of its compression; empty for a kind without rows."""
     suffixes = [suffix.lower() for suffix in file.suffixes]
+    kinds: Sequence[str] = (*TABLES, *WIKIPEDIA)
     if suffixes and suffixes[-1] in (*COMPRESSED, ".bz2"):
-        compressed, suffixes = suffixes[-1], suffixes[:-1]
-        if (compressed == ".bz2") != (suffixes[-1:] == [".xml"]):
-            return ""
-    kind = suffixes[-1] if suffixes else ""
-    return kind if kind in (*TABLES, *WIKIPEDIA) else ""
+        # Parquet compresses by itself.
+        kinds = (".xml",) if suffixes.pop() == ".bz2" else TABLES[:-1]
+    return suffixes[-1] if suffixes and suffixes[-1] in kinds else ""
 
 
 def read_rows(places: Sequence[str], columns: Sequence[str], problems: Problems) -> Iterator[tuple[str, int, Row]]:

@@ -19,9 +19,11 @@ from gpt2.finetuning.lora import Lora
 from gpt2.finetuning.measure import answers, check_scores, measured, shared_beginnings
 from gpt2.finetuning.options import FinetuneOptions
 from gpt2.finetuning.rows import Row
-from gpt2.finetuning.template import TASK, Task, Template, read_task
-from gpt2.training.loop import Reporter, Result, Sample, resume, train
+from gpt2.tasks.template import TASK, Task, Template, read_task
+from gpt2.training.begin import is_path
+from gpt2.training.loop import Reporter, Result, Sample, Silent, resume, train
 from gpt2.training.options import TrainingOptions
+from gpt2.training.ranks import is_first_of_all
 from gpt2.training.run import RunFolder
 from gpt2.training.work import Form, Note, Whole, Work, open_text
 
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from gpt2.training.work import Material
 
 SCORES = "scores.json"
+_COMMAND = "gpt2 finetune"
 _MOST_LABELS = 100
 
 
@@ -61,6 +64,7 @@ def finetune(
     if not options.init:
         raise BadOption("init is empty, but a fine-tuning begins from a model: name one with --init.")
     check_scores(tuning.scores)
+    reporter = _of_first(reporter)
     model = load(options.init)
     options = options.changed({"init": _base_name(options.init, tuning)})
     window = model.config.n_positions
@@ -73,8 +77,11 @@ def finetune(
     places = [_place(path) for path in data]
     rows = _rows(options, tuning, places, model.tokenizer, reporter.note)
     options = _with_epochs(options, tuning, len(rows.training))
+    if not len(rows.held) and (options.patience or tuning.classify or tuning.scores):
+        reporter.note("no rows are held out, so nothing is scored, and the run is not stopped early")
     task = _task(tuning, rows, options, reporter.note)
-    _show("before", model, task, rows, tuning, reporter.note)
+    if not isinstance(reporter, Silent):
+        _show("before", model, task, rows, tuning, reporter.note)
     work = _work(options, tuning, places, rows, task)
     return _done(
         train(options, [], out, reporter, _sampling(task, rows, tuning, options), work), tuning, rows, reporter
@@ -89,6 +96,7 @@ def go_on(
     allow_changes: bool = False,
 ) -> Outcome:
     """Goes on with a fine-tuning, as `training.resume` does with a run. Raises BadOption for a run that is none."""
+    reporter = _of_first(reporter)
     options = RunFolder.open(out, Work())[1].changed(changes or {})
     tuning, places = _recorded(out)
     if not tuning.template:
@@ -100,6 +108,11 @@ def go_on(
     work = _work(options, tuning, places, rows, task)
     result = resume(out, reporter, _sampling(task, rows, tuning, options), changes, allow_changes, work)
     return _done(result, tuning, rows, reporter)
+
+
+def _of_first(reporter: Reporter) -> Reporter:
+    """Of several processes, which all read the data, one says what is in them."""
+    return reporter if is_first_of_all() else Silent()
 
 
 def export(run: Path, out: Path) -> None:
@@ -144,7 +157,7 @@ def _base_name(init: str, tuning: FinetuneOptions) -> str:
     found = locate(init, weights=False)
     if tuning.lora and is_adapter(found):
         raise BadOption(f"{init} is an adapter itself; write it as a whole model first (gpt2 convert --to hf).")
-    return str(found.absolute()) if Path(init).expanduser().exists() else init
+    return str(found.absolute()) if is_path(init) else init
 
 
 def _rows(
@@ -199,7 +212,7 @@ def _work(
 
     record = tuning.record() | ({"data": list(places)} if places else {})
     files = {} if task is None else {TASK: task.to_json().encode()}
-    return Work(opened, _form(options, tuning), record, files)
+    return Work(opened, _form(options, tuning), record, files, _COMMAND)
 
 
 def _form(options: TrainingOptions, tuning: FinetuneOptions) -> Form:

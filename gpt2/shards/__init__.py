@@ -7,6 +7,7 @@ from gpt2.shards.foreign import is_validation
 from gpt2.shards.format import BLOCK_TOKENS, MOST_TOKENS, token_lengths
 from gpt2.shards.heldout import digest, held_out
 from gpt2.shards.reader import Shards, is_corpus, listed_shards, open_shards, shard_paths
+from gpt2.shards.windows import window_count, window_span
 from gpt2.shards.writer import ShardWriter
 
 __all__ = [
@@ -22,4 +23,6 @@ __all__ = [
     "open_shards",
     "shard_paths",
     "token_lengths",
+    "window_count",
+    "window_span",
 ]

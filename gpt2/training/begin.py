@@ -85,7 +85,10 @@ def again(options: TrainingOptions, data: Sequence[Path], run: RunFolder, note: 
     tokens = run.work.open(data, options, tokenizer, note)
     options, vocab_size, window = _resolved(options, device, tokens, note, ranks)
     with explained(options, device, vocab_size, window, ranks=ranks):
-        if (network.config.embd_pdrop, network.config.attn_pdrop) != (options.dropout, options.attention_dropout):
+        # A checkpoint has the recipe's dropout in its own configuration, but an adapter's base has another's.
+        config = network.config
+        now = (config.embd_pdrop, config.resid_pdrop, config.attn_pdrop)
+        if now != (options.dropout, options.dropout, options.attention_dropout):
             network = _with_dropout(network, options)
         network = run.work.form.adapt(network.to(device), options, files.parent)
         return Beginning(options, tokens, network, state, files)
@@ -126,8 +129,12 @@ def _missing_compiler(device: torch.device) -> str | None:
 
 def _from_anywhere(init: str) -> str:
     """A model's name as it is; a path so that it means the same in another folder, where the run is resumed."""
-    path = Path(init).expanduser()
-    return str(path.absolute()) if init not in (*SIZES, *shipped()) and path.exists() else init
+    return str(Path(init).expanduser().absolute()) if is_path(init) else init
+
+
+def is_path(model: str) -> bool:
+    """Whether a model's name means a path, as `locate` reads it: a model that ships, or OpenAI's, goes before."""
+    return model not in (*SIZES, *shipped()) and Path(model).expanduser().exists()
 
 
 def _resolved(

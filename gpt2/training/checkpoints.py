@@ -165,7 +165,7 @@ class Checkpoints:
             saved = f"{whole.name} is whole" if whole else "nothing was saved before"
             raise Error(
                 f"{what} could not be written to {self.run} ({reason(error)}); {saved}. "
-                f"Mend that, and go on with `gpt2 train --resume {self.run}`."
+                f"Mend that, and go on with `{self._work.command} --resume {self.run}`."
             ) from None
 
     # Reading

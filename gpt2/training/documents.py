@@ -16,6 +16,8 @@ from gpt2.shards import digest, held_out, is_corpus
 from gpt2.tokenizer import END_OF_TEXT
 
 TEXT_SUFFIXES = (".txt", ".md")
+_FOR_CORPORA = (".html", ".htm", ".warc", ".wet", ".parquet", ".gz", ".zst")
+_OTHERS = "Pages, archives, .parquet and compressed files are for `gpt2 corpus build`, which takes the text out."
 
 
 def find_files(paths: Sequence[Path]) -> list[Path]:
@@ -34,9 +36,11 @@ def find_files(paths: Sequence[Path]) -> list[Path]:
                 refuse_unfinished(building.parent)
             inside = sorted(p for p in path.rglob("*") if p.suffix in (*TEXT_SUFFIXES, ".jsonl") and p.is_file())
             if not inside:
-                raise BadData(f"{path} holds no .txt, .md or .jsonl file.")
+                raise BadData(f"{path} holds no .txt, .md or .jsonl file. {_OTHERS}")
             files += inside
         elif path.is_file():
+            if path.suffix.lower() in _FOR_CORPORA:
+                raise BadData(f"{path} is no plain text. {_OTHERS}")
             files.append(path)
         else:
             raise BadData(f"{path} is no file and no folder; give text files, .jsonl files, or folders of them.")
@@ -66,8 +70,9 @@ def refuse_unfinished(folder: Path) -> None:
 def read_documents(paths: Sequence[Path]) -> Iterator[str]:
     """The documents in files: a text file is one, and a line of a .jsonl file is one (its field `text`).
 
-    Empty documents are skipped. Raises BadData, naming file and line, for what is no UTF-8 or no such JSON. Warns
-    (Notice) about text that spells the end-of-text token, which is read as ordinary text.
+    Documents of nothing but spaces are skipped. Raises BadData, naming file and line, for what is no UTF-8 or no such
+    JSON, and for a text file with zero bytes among its first 8,192. Warns (Notice) about text that spells the
+    end-of-text token, which is read as ordinary text.
     """
     for file in find_files(paths):
         warned = False
@@ -80,14 +85,18 @@ def read_documents(paths: Sequence[Path]) -> Iterator[str]:
                     Notice,
                     stacklevel=2,
                 )
-            if text:
+            if text and not text.isspace():
                 yield text
 
 
 def _whole(file: Path) -> str:
     try:
+        data = file.read_bytes()
+        if b"\0" in data[:8192]:
+            # Zero bytes are valid UTF-8, and no text.
+            raise BadData(f"{file} is a binary file: it holds zero bytes. What is read is text in UTF-8.")
         # With or without the byte order mark that some editors put in front.
-        return file.read_bytes().decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise BadData(f"{file} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}.") from None
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gpt2.errors import BadData, BadOption
 from gpt2.model import GPT2
-from gpt2.shards import token_lengths
+from gpt2.shards import token_lengths, window_count, window_span
 from gpt2.tokenizer import Tokenizer
 from gpt2.training.data import Ids, Tokens, as_tokens
 from gpt2.training.ranks import Ranks
@@ -117,17 +117,17 @@ def _windows(
     goes through the last batch without a target.
     """
     tokens = as_tokens(ids)
-    # The first id is read only; windows follow until one reaches the end, and the last may be shorter.
-    last = -(-max(0, len(tokens) - 1 - context) // stride)
+    count = window_count(len(tokens), context, stride)
+    # The last may be shorter, and is a batch of its own.
+    last = max(0, count - 1)
     batches = [range(first, min(first + batch_size, last)) for first in range(0, last, batch_size)]
-    batches += [range(last, last + 1)] * (len(tokens) > 1)
+    batches += [range(last, count)] * (count > 0)
 
     def row(number: int) -> tuple[Tensor, Tensor]:
-        start = number * stride
-        read = torch.from_numpy(tokens.read(start, min(context + 1, len(tokens) - start)).astype(np.int64))
+        start, first, end = window_span(number, len(tokens), context, stride)
+        read = torch.from_numpy(tokens.read(start, end - start).astype(np.int64))
         targets = read[1:].clone()
-        if number:
-            targets[: context - stride] = -100
+        targets[: first - start - 1] = -100
         return read[:-1], targets
 
     for turn in range(0, len(batches), ranks.size):

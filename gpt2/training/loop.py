@@ -102,7 +102,7 @@ def train(
         validation = start.data.scoring(start.options)
         with run.locked(ranks):
             if ranks.is_first:
-                RunFolder.create(out)  # another process may have been quicker
+                RunFolder.create(out, work)  # another process may have been quicker
                 run.write_recipe(start.options, [str(path.absolute()) for path in data])
             return _Run(start, validation, run, ranks, reporter, sample).go()
 
@@ -258,15 +258,19 @@ class _Run:
                         self._sample(step, trackers)
             if self.saved < step:
                 self._save(step)
+            stale = step < options.steps and self._is_stale(step)
+            if stale:
+                # What decided that has been scored; the end scores all.
+                scored = max(1, done if step == self.first_step else 1)
+                validation = self._evaluate(step, trackers, scored, last=True) or validation
             if unreadable := ranks.heard(None if lost is None else str(lost)):
                 raise BadData(unreadable)
         if ranks.is_first:
             with folder.checkpoints.writing("loss.png"):
                 draw_losses(folder.metrics(), folder.path / "loss.png", reporter.note)
-        interrupted = step < options.steps and not self._is_stale(step)
-        if step < options.steps and not interrupted:
+        if stale:
             reporter.note(f"step {step}: stopped, no better validation since step {self.best_step} (patience)")
-        return Result(step, loss, validation, folder.path, interrupted, ranks.is_first)
+        return Result(step, loss, validation, folder.path, step < options.steps and not stale, ranks.is_first)
 
     def _is_stale(self, step: int) -> bool:
         """Whether `patience` validations have passed without a better one: a function of what a checkpoint knows."""
@@ -302,7 +306,8 @@ class _Run:
     def _again(self) -> str:
         """Where to change an option that a run cannot go on with, and how to go on."""
         begun = self.folder.checkpoints.pointed() is not None
-        go_on = f"`gpt2 train --resume {self.folder.path}{' --allow-changes' if begun else ''}`"
+        command = f"{self.folder.work.command} --resume {self.folder.path}"
+        go_on = f"`{command}{' --allow-changes' if begun else ''}`"
         return f"in {self.folder.path / 'recipe.toml'}, and {'go on' if begun else 'begin again'} with {go_on}"
 
     @property
@@ -323,11 +328,12 @@ class _Run:
             self.folder.log(line)
             trackers.log(line["step"], line)
 
-    def _evaluate(self, step: int, trackers: Trackers, done: int = 0) -> Evaluation | None:
+    def _evaluate(self, step: int, trackers: Trackers, done: int = 0, last: bool = False) -> Evaluation | None:
         """Scores what of the held-out tokens is due after a step, but for what is `done` already, and keeps better
-        weights than any before; returns the last evaluation, None if none is due."""
+        weights than any before; returns the last evaluation, None if none is due. last: no step comes after it."""
         scored = None
-        for number, ids in list(enumerate(self.validation.due(step)))[done:]:
+        last = last or step == self.options.steps
+        for number, ids in list(enumerate(self.validation.due(step, last)))[done:]:
             try:
                 scored = self.validation.score(ids, self.step, self.window)
             except BadData:

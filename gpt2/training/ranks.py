@@ -290,6 +290,11 @@ def started(parallel: str, device: torch.device) -> Iterator[Ranks]:
     dist.destroy_process_group()
 
 
+def is_first_of_all() -> bool:
+    """Whether this process is the first of its run, or the only one, before `started` has made them one."""
+    return int(os.environ.get("WORLD_SIZE", "1")) == 1 or os.environ.get("RANK") == "0"
+
+
 def told_by_first(message: str) -> bool:
     """Whether the first process has ended with a message of its own, so that this one may be quiet about `message`.
 

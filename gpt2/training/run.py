@@ -46,11 +46,12 @@ class RunFolder:
     @classmethod
     def create(cls, path: Path, work: Work | None = None) -> "RunFolder":
         """A new run's folder, not yet on disk; raises BadOption if something is there already or it cannot be made."""
-        above = path.absolute()
+        above, made = path.absolute(), cls(path, work)
         try:
             if path.exists() and (not path.is_dir() or not all(_is_nothing(file) for file in path.iterdir())):
                 raise BadOption(
-                    f"{path} is there already; choose another --out, or go on with `gpt2 train --resume {path}`."
+                    f"{path} is there already; choose another --out, or go on with "
+                    f"`{made.work.command} --resume {path}`."
                 )
             while not above.exists():
                 above = above.parent
@@ -58,7 +59,7 @@ class RunFolder:
             tempfile.TemporaryDirectory(prefix=".gpt2-", suffix=".tmp", dir=above).cleanup()
         except OSError as error:
             raise BadOption(f"{path} cannot be made: {above}: {reason(error)}. Choose another --out.") from None
-        return cls(path, work)
+        return made
 
     @classmethod
     def open(cls, path: Path, work: Work | None = None) -> tuple["RunFolder", TrainingOptions, list[str]]:
@@ -141,7 +142,7 @@ class RunFolder:
         if self._token and (not self.path.is_dir() or self._holder() not in ("", f" ({self._token})")):
             raise Error(
                 f"{self.path} was deleted, moved or taken over by another run while this one was on, so this one ends. "
-                "If it was moved, go on from there with `gpt2 train --resume`."
+                f"If it was moved, go on from there with `{self.work.command} --resume`."
             )
         with self.checkpoints.writing(what):
             yield

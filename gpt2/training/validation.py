@@ -30,9 +30,9 @@ class Validation:
                 "or 0 for all."
             )
 
-    def due(self, step: int) -> list[Tokens]:
-        """What is scored after a step: the part, by whose losses checkpoints are compared, and at the end all."""
-        last = step == self._options.steps
+    def due(self, step: int, last: bool) -> list[Tokens]:
+        """What is scored after a step: the part, by whose losses checkpoints are compared, and after the last one
+        all."""
         if not len(self._whole) or not (last or is_due(step, self._options.eval_every)):
             return []
         return [self._part, self._whole] if last and self._part is not self._whole else [self._part]

@@ -25,8 +25,9 @@ Note = Callable[[str], None]
 class Scoring(Protocol):
     """What a run scores, and when (`validation.py`). Parts are whatever `due` gives and `score` takes."""
 
-    def due(self, step: int) -> Sequence[Any]:
-        """What is scored after a step: first that by whose losses checkpoints are compared."""
+    def due(self, step: int, last: bool) -> Sequence[Any]:
+        """What is scored after a step, the run's last or another: first that by whose losses checkpoints are compared,
+        and after the last one all there is."""
         ...
 
     def score(self, part: Any, step: Step, window: int) -> Evaluation:
@@ -128,9 +129,11 @@ def open_text(paths: Sequence[Path], options: TrainingOptions, tokenizer: Tokeni
 @dataclass(frozen=True, slots=True)
 class Work:
     """A run's work. open: the material that paths name; record: what recipe.toml keeps of it for who resumes, flat
-    values in a table [run.finetune]; files: what every checkpoint holds beside, by names."""
+    values in a table [run.finetune]; files: what every checkpoint holds beside, by names; command: the one whose
+    --resume goes on with it."""
 
     open: Callable[[Sequence[Path], TrainingOptions, Tokenizer | None, Note], Material] = open_text
     form: Form = field(default_factory=Whole)
     record: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, bytes] = field(default_factory=dict)
+    command: str = "gpt2 train"

@@ -1,13 +1,19 @@
-"""`gpt2 eval`: figures, their protocol, the table, the hardest passages; every kind of input, and bad input."""
+"""`gpt2 eval`: figures, their protocol, the table, the hardest passages; every kind of input, and bad input.
+
+With --harness and --overlap too; what those count is tested in tests/unit.
+"""
 
 import json
 import math
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from gpt2.checkpoint import load, write_directory
-from tests.generation_models import SHAPE, model
+from tests.generation_models import SHAPE, model, scripted
+from tests.harness_tasks import made_up, write_tasks
 
 TEXT = "The cat sat on the mat, and the dog sat on the cat. " * 3
 
@@ -171,3 +177,122 @@ def test_odd_text_is_shown_safely(gpt2, model_path):
     assert "\x1b" not in answer.out
     assert "\u202e" not in answer.out
     assert "↵" in answer.out
+
+
+def test_out_gets_what_json_prints(gpt2, model_path, text_path, tmp_path):
+    out = tmp_path / "sub" / "eval.json"
+    shown = gpt2("eval", text_path, "--model", model_path, "--out", str(out))
+    assert "perplexity" in shown.out
+    assert json.loads(out.read_text(encoding="utf-8")) == gpt2("eval", text_path, "--model", model_path, "--json").json
+
+
+@pytest.fixture
+def tasks_path(tmp_path):
+    return str(write_tasks(tmp_path, {name: made_up()[name] for name in ("last_word", "endings", "written")}))
+
+
+def test_tasks_of_the_harness(gpt2, wide_path, tasks_path, tmp_path):
+    pytest.importorskip("lm_eval")
+    asked = ("eval", "--harness", "last_word,endings", "--include-path", tasks_path, "--model", wide_path)
+    answer = gpt2(*asked, "--limit", "4", "--num-fewshot", "1", "--json", "--out", str(tmp_path / "out.json"))
+    assert answer.err == ""
+    found = answer.json
+    assert found == json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    assert "only the first 4 items" in found["protocol"]
+    assert [(each["task"], each["items"], each["num_fewshot"]) for each in found["tasks"]] == [
+        ("last_word", 4, 1),
+        ("endings", 4, 1),
+    ]
+    metrics = {each["metric"]: each["value"] for each in found["tasks"][0]["metrics"]}
+    assert metrics["perplexity"] > 1
+    assert 0 <= metrics["acc"] <= 1
+    shown = gpt2(*asked, "--limit", "4")
+    assert shown.code == 0
+    for wanted in ("last_word", "perplexity ↓", "endings", "acc_norm ↑", "±", "protocol: lm-evaluation-harness"):
+        assert wanted in shown.out, wanted
+
+
+def test_bad_tasks_are_one_sentence(gpt2, model_path, tasks_path, monkeypatch):
+    pytest.importorskip("lm_eval")
+    written = f"{tasks_path}/written.yaml"
+    (tmp := Path(tasks_path) / "last_word.jsonl").unlink()
+    for arguments, message in (
+        (["--harness", "last_word", "--include-path", tasks_path], "The task last_word cannot be had"),
+        (["--harness", "a,,b"], "give names of tasks with commas"),
+        (["--harness", "x", "--include-path", str(tmp)], "which is no folder of tasks"),
+        (["--harness", "written", "--include-path", tasks_path], "no room for a prompt in this model's window of 4"),
+    ):
+        model = model_path
+        if "window of 4" in message:
+            made = scripted("abcd", window=4)
+            model = str(Path(tasks_path) / "narrow")
+            write_directory(made.network, made.tokenizer, Path(model))
+        answer = gpt2("eval", "--model", model, *arguments)
+        assert (answer.code, answer.out, answer.err.count("\n")) == (2, "", 1), answer.err
+        assert message in answer.err
+    assert Path(written).exists()
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    monkeypatch.delitem(sys.modules, "gpt2.evaluation.harness")
+    answer = gpt2("eval", "--model", model_path, "--harness", "last_word")
+    assert (answer.code, answer.err.count("\n")) == (2, 1)
+    assert "install the extra `harness`" in answer.err
+
+
+def test_overlap_of_files(gpt2, text_path, tmp_path):
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    (corpus / "a.txt").write_text(f"Once more: {TEXT[:60]} and on.", encoding="utf-8")
+    other = tmp_path / "other.txt"
+    other.write_text("Nothing of this stands anywhere in what was read before it.", encoding="utf-8")
+    found = gpt2("eval", text_path, str(other), "--overlap", str(corpus), "--json").json
+    assert [each["name"] for each in found["documents"]] == [text_path, str(other)]
+    assert found["corpus"] == {"source": str(corpus), "documents": 1, "words": 19}
+    assert found["documents"][0]["longest"] == TEXT[:59]
+    assert 0 < found["documents"][0]["share"] < 1
+    assert found["documents"][1]["share"] == 0
+    assert found["found"] == found["documents"][0]["found"]
+    assert "8-grams of words" in found["protocol"]
+    shown = gpt2("eval", text_path, str(other), "--overlap", str(corpus), "--n", "3")
+    assert shown.code == 0
+    for wanted in ("3-grams are in", "longest run of words", "the most overlap first", "The cat sat on the mat, and"):
+        assert wanted in shown.out, wanted
+
+
+def test_overlap_of_what_the_model_writes(gpt2, tmp_path):
+    path, corpus = tmp_path / "model", tmp_path / "corpus.txt"
+    made = scripted("learnt by heart, word for word. ", window=64)
+    write_directory(made.network, made.tokenizer, path)
+    corpus.write_text("What it learnt by heart, word for word.", encoding="utf-8")
+    asked = ("eval", "--overlap", str(corpus), "--samples", "3", "--n", "4", "--model", str(path), "--max-tokens", "33")
+    found = gpt2(*asked, "--top-k", "1", "--json").json
+    assert [each["name"] for each in found["documents"]] == ["seed 1", "seed 2", "seed 3"]
+    for each in found["documents"]:
+        assert each["longest"] == "learnt by heart, word for word"
+        assert each["longest_words"] == 6
+    assert (found["max_tokens"], found["top_k"], found["seed"]) == (33, 1, 1)
+    assert found["model"] == str(path)
+    assert "“" not in gpt2(*asked, "--top-k", "1").err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--harness", "a", "--overlap", "b"], "--harness or --overlap, not both"),
+        (["--harness", "a", "x.txt"], "leave the files out"),
+        (["--harness", "a", "--stride", "4"], "--stride means nothing with --harness"),
+        (["--harness", "a", "--hardest", "4"], "--hardest means nothing with --harness"),
+        (["--harness", "a", "--samples", "4"], "--samples means nothing with --harness"),
+        (["--overlap", "a"], "Give text files to look up, or --samples"),
+        (["--overlap", "a", "x.txt", "--samples", "2"], "not both"),
+        (["--overlap", "a", "x.txt", "--seed", "2"], "--seed means nothing without --samples"),
+        (["--overlap", "a", "x.txt", "--window", "2"], "--context means nothing with --overlap"),
+        (["--overlap", "/nowhere/a", "x.txt"], "/nowhere/a is not here"),
+        (["x.txt", "--num-fewshot", "2"], "--num-fewshot means nothing without --harness"),
+        (["x.txt", "--n", "2"], "--n means nothing without --overlap"),
+        (["--overlap", "a", "--n", "0", "x.txt"], "--n"),
+    ],
+)
+def test_flags_of_another_way_are_refused(gpt2, model_path, options, message):
+    answer = gpt2("eval", "--model", model_path, *options)
+    assert (answer.code, answer.out, answer.err.count("\n")) == (2, "", 1)
+    assert message in answer.err

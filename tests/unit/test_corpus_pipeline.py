@@ -125,6 +125,28 @@ def test_what_came_in_is_what_was_dropped_and_what_went_out(folder, documents, t
     assert kept.count(copy) == 1
 
 
+def test_tokens_of_markup_are_not_guessed(tmp_path):
+    (tmp_path / "page.html").write_text("<html><body><p>" + "A page without an address. " * 9 + "</p></body></html>")
+    (tmp_path / "links.jsonl").write_text('{"url": "https://example.org/a", "score": 3}\n')
+    lines = [{"text": f"Text number {number}.", "url": "http://example.org/a"} for number in range(3)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    options = CorpusOptions(near=False, filters=FilterOptions(links=tmp_path / "links.jsonl"))
+    sources = [str(tmp_path / name) for name in ("page.html", "a.jsonl")]
+    steps = {row["step"]: row for row in corpus.build(sources, tmp_path / "out", options, workers=1)["steps"]}
+    assert "tokens" not in steps["in"]
+    assert "tokens" not in steps["links: page without an address"]
+
+
+def test_without_addresses_wikipedia_cannot_be_known_and_that_is_counted(tmp_path):
+    lines = [{"text": "Text of its own.", "url": "http://example.org"}, {"text": "Another one.", "url": ""}]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    options = CorpusOptions(near=False, filters=FilterOptions(wikipedia=False))
+    report = corpus.build([str(tmp_path / "a.jsonl")], tmp_path / "out", options, workers=1)
+    problem = report["problems"]["no address, by which Wikipedia is known"]
+    assert problem == {"count": 1, "example": "a.jsonl#2", "what": "kept"}
+    assert report["total"]["documents"] == 2
+
+
 def test_how_sources_are_bundled_changes_no_byte(folder, tmp_path, monkeypatch):
     corpus.build([str(folder)], tmp_path / "few", PLAIN, workers=1)
     monkeypatch.setattr(parts, "_PART_BYTES", 1)

@@ -267,6 +267,10 @@ def test_the_schemas_read_as_sentences(shared):
     ]
     assert questions[0].answer == 0
     assert questions[1].answer == 1
+    # A candidate that begins a sentence.
+    assert sentences(96)[0] == "The fish ate the worm. The fish was hungry."
+    assert sentences(109)[1].endswith("juggling watermelons. A man was very impressive.")
+    assert sentences(152)[0].endswith("with that axe; that tree is too thick.")
     # Owners, where the candidate is one already, and where it is not.
     assert sentences(208)[0].endswith("ago, and Emma's education had been managed by an excellent woman as governess.")
     assert sentences(230)[1] == "The man lifted the boy onto the boy's shoulders."
@@ -305,15 +309,42 @@ def test_a_hub_record_gives_the_same_question():
     assert question == Question(before, after, ("the man's", "the boy's"), 0)
 
 
-def _table(record):
+def _table(*records):
     import io
 
     import pyarrow
     from pyarrow import parquet
 
     buffer = io.BytesIO()
-    parquet.write_table(pyarrow.Table.from_pylist([record]), buffer)
+    parquet.write_table(pyarrow.Table.from_pylist(list(records)), buffer)
     return buffer.getvalue()
+
+
+_SCHEMA = {"text": "a b", "pronoun": "b", "pronoun_loc": 2, "options": ["x", "y"], "label": 0}
+
+
+@pytest.mark.parametrize(
+    ("read", "data", "said"),
+    [
+        (cloze.books, _table(), "no questions"),
+        (cloze.books, _table({"a": 1}), "record 1: it is no question; its fields are a"),
+        (
+            cloze.books,
+            _table({"sentences": ["a"], "question": "XXXXX", "answer": "a", "options": None}),
+            "record 1: it is no question",
+        ),
+        (cloze.schemas, b"<a></a>", "no schemas"),
+        (cloze.schemas, _table({"a": 1}), "record 1: it is no question; its fields are a"),
+        *(
+            (cloze.schemas, _table(_SCHEMA, _SCHEMA | wrong), "record 2: it is no question")
+            for wrong in ({"pronoun_loc": None}, {"pronoun_loc": 1}, {"label": 7}, {"options": ["x"]}, {"text": None})
+        ),
+    ],
+)
+def test_tables_that_are_no_such_set_are_told(read, data, said):
+    with pytest.raises(BadData, match=said):
+        read(Found(SOURCES["winograd"], "x", "x", data))
+    assert len(cloze.schemas(Found(SOURCES["winograd"], "x", "x", _table(_SCHEMA)))) == 1
 
 
 def test_partial_and_full_scores_are_transformers(make_job, shared):

@@ -23,9 +23,10 @@ def job(tmp_path):
         yield Job(tiny_model(window=32), Sets(tmp_path / "data"), store)
 
 
-def transformers_nats(model, text, window, stride, most=None) -> float:
+def transformers_nats(model, text, window, stride, most=None, end=False) -> float:
     """The loss of a text behind end of text, by a plain loop over transformers' model with the same weights."""
-    ids = [model.tokenizer.end_of_text, *model.tokenizer.encode(text)][:most]
+    eot = model.tokenizer.end_of_text
+    ids = [eot, *model.tokenizer.encode(text), *([eot] if end else [])][:most]
     other = peer(model.network)
     total, reached = 0.0, 1
     start = 0
@@ -71,8 +72,20 @@ def test_line_by_line_reads_every_line_alone(job):
     assert passage.pieces == ["one two.", "three four."]
     assert passage.units == 8
     cell = language.measured(job, passage, PERPLEXITY, "x")
-    nats = sum(transformers_nats(job.model, piece, 32, 16) for piece in passage.pieces)
+    # The two line ends among the eight units are predicted, too, as end of text.
+    nats = sum(transformers_nats(job.model, piece, 32, 16, end=True) for piece in passage.pieces)
     assert cell.value == pytest.approx(math.exp(nats / 8), rel=1e-5)
+    assert language.line_by_line(language.as_it_lies("")).pieces == []
+
+
+@pytest.mark.parametrize("length", [1, 31, 32, 33, 64, 65, 90])
+def test_windows_in_turn_are_those_of_lm_evaluation_harness(length):
+    utils = pytest.importorskip("lm_eval.utils")
+    theirs = utils.get_rolling_token_windows(list(range(length)), prefix_token=999, max_seq_len=32, context_len=1)
+    ours = language.in_turn([999, *range(length)], 32)
+    assert [(list(each.context), list(each.continuation)) for each in ours] == [
+        utils.make_disjoint_window(pair) for pair in theirs
+    ]
 
 
 def test_the_first_windows_are_held_against_their_share_of_the_words(job):

@@ -103,6 +103,17 @@ def test_what_the_loss_is_divided_by() -> None:
     assert rest.characters == len(text) - 1
 
 
+def test_bytes_that_transformers_recipe_does_not_score_are_not_counted() -> None:
+    made = tiny_model()
+    text = "the cat sat é" * 9
+    found = perplexity(made, [Document("text", text)], Protocol(8, 8, end_of_text_first=False, transformers=True)).total
+    data = text.encode()
+    scored = bytes(byte for place, byte in enumerate(data) if place % 8)
+    assert found.tokens == found.bytes == len(scored) < len(data) - 1
+    assert found.characters == sum(byte & 0xC0 != 0x80 for byte in scored)
+    assert found.bits_per_byte == pytest.approx(found.nats / found.tokens / math.log(2))
+
+
 def test_a_vocabulary_of_bytes_and_a_first_token_that_is_half_a_character() -> None:
     made = tiny_model()
     found = perplexity(made, [Document("text", "é🙂")], Protocol(end_of_text_first=False)).total

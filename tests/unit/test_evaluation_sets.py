@@ -132,5 +132,20 @@ def test_a_damaged_table_and_bytes_that_are_no_text_are_errors():
         _found(b"\xff\xfe").text()
 
 
+def test_a_damaged_archive_is_an_error_where_it_is_wanted(tmp_path):
+    cut = gzip.compress(b'{"text": "a"}')[:-9]
+    with pytest.raises(BadData, match="damaged gzip"):
+        Found(SOURCES["lambada-openai"], "there", "lambada_test.jsonl", cut).records()
+    (tmp_path / "other.zip").write_bytes(b"PK\x03\x04 no more")
+    packed = tmp_path / "sets.zip"
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("ptb.test.txt", "no it was n't black monday " * 99)
+    content = bytearray(packed.read_bytes())
+    content[60] ^= 0xFF
+    packed.write_bytes(content)
+    with pytest.raises(BadData, match="cannot be read from"):
+        Sets(tmp_path).get(SOURCES["ptb"])
+
+
 def test_line_ends_of_another_system_do_not_count():
     assert _found("\ufeffa\r\nb\r\n".encode()).text() == "a\nb\n"

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from gpt2.errors import BadData
 from gpt2.finetuning.examples import evaluate_examples, open_rows
-from gpt2.finetuning.template import Template
+from gpt2.tasks.template import Template
 from gpt2.training.options import TrainingOptions
 from gpt2.training.step import accumulate_gradients
 from tests.helpers import byte_tokenizer, tiny_model
@@ -128,6 +128,13 @@ def test_a_file_may_be_held_out(tmp_path):
     assert found.shown == tuple(some(3)[:2])
 
 
+def test_prompts_that_are_trained_on_and_held_out_are_told(tmp_path):
+    notes: list[str] = []
+    held = table(tmp_path, [*some(3), {"text": "new", "label": "a"}], "held.jsonl")
+    opened(tmp_path, some(20), notes=notes, held=held)
+    assert "3 of 4 held-out examples have a prompt that is trained on, too" in notes
+
+
 def test_long_articles_are_cut_and_counted_and_the_target_never(tmp_path):
     notes: list[str] = []
     rows = [{"text": "y" * n, "label": "abc"} for n in (5, 20, 21, 22, 400)]
@@ -159,7 +166,7 @@ def test_rows_of_one_prompt_cannot_be_held_out(tmp_path):
 def test_scoring_on_the_way_and_at_the_end(tmp_path):
     found = opened(tmp_path, some(60))
     options = replace(OPTIONS, steps=10, warmup_steps=0, eval_every=4, eval_tokens=12)
-    due = [found.scoring(options).due(step) for step in range(11)]
+    due = [found.scoring(options).due(step, last=step == 10) for step in range(11)]
     assert [step for step, parts in enumerate(due) if parts] == [4, 8, 10]
     assert len(due[4]) == 1
     assert due[10] == [*due[4], len(found.held)]

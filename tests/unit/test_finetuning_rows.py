@@ -29,6 +29,12 @@ def test_lines_of_json(tmp_path):
     assert rows(packed) == rows(path)
 
 
+@pytest.mark.parametrize("name", ["x.parquet.gz", "wiki.test.raw.gz", "x.tokens.zst", "x.jsonl.bz2", "x.xml.gz"])
+def test_kinds_that_are_not_read_compressed_are_told_as_that(tmp_path, name):
+    with pytest.raises(BadData, match="of no kind that has rows"):
+        rows(write(tmp_path, name, b"x"))
+
+
 def test_half_of_the_lines_are_broken(tmp_path):
     path = write(tmp_path, "x.jsonl", "".join(f'{{"a": "{n}", "b": ""}}\n{{"a": {n},\n' for n in range(20)))
     with pytest.raises(BadData, match=r"20 of 40 rows cannot .*x\.jsonl: line 2 \(no JSON.*line 4 .*--skip-bad"):

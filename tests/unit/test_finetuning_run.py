@@ -1,6 +1,7 @@
 """Fine-tuning from end to end: resumed bit for bit, one process or two, stopped early, exported, scored."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 import torch.multiprocessing
 
 from gpt2.checkpoint import load, read_directory, write_directory
-from gpt2.errors import BadOption
+from gpt2.errors import BadOption, ContextOverflow, Error
 from gpt2.finetuning import (
     FinetuneOptions,
     export,
@@ -19,17 +20,22 @@ from gpt2.finetuning import (
     read_task_recipe,
     task_recipe_names,
 )
+from gpt2.finetuning import run as finetuning_run
 from gpt2.finetuning.examples import open_rows
 from gpt2.finetuning.lora import adapt
-from gpt2.finetuning.run import SCORES
-from gpt2.finetuning.template import Template
+from gpt2.finetuning.run import SCORES, _base_name
+from gpt2.tasks.template import Template
 from gpt2.training import TrainingOptions, resume
+from gpt2.training.loop import Result
 from gpt2.training.ranks import Ranks, started
+from gpt2.training.run import RunFolder
 from gpt2.training.step import Step
+from gpt2.training.work import Work
 from tests.helpers import Recorder, byte_tokenizer, tiny_model
 from tests.runs import Rank, assert_same, meeting, names
 
 TEMPLATE = "{text}\nLabel: {label}"
+NOT_FIRST = (Path("run"), False, False)
 LABELS = ("warm", "warmer", "cold")
 
 
@@ -71,6 +77,10 @@ def run(place, out, recorder=None, tuning=None, **changes):
     return finetune(options, tuning, [place / "rows.jsonl"], out, recorder or Recorder())
 
 
+def measured(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
 class Breaking(Recorder):
     """Fails in the middle of a run, as a kill would."""
 
@@ -94,6 +104,37 @@ def test_resumed_is_never_stopped(place, tmp_path, lora):
     assert_same(tmp_path / "run", tmp_path / "whole")
     assert going.losses == {step: loss for step, loss in whole.losses.items() if step > 6}
     assert len(set(whole.losses.values())) > 8
+
+
+def test_resumed_beside_a_base_with_another_dropout_of_its_own(place, tmp_path):
+    """An adapter's checkpoint has no configuration: the base's own dropout must not come back."""
+    config = json.loads((place / "base" / "config.json").read_text()) | {"embd_pdrop": 0.1, "attn_pdrop": 0.1}
+    shutil.copytree(place / "base", tmp_path / "base")
+    (tmp_path / "base" / "config.json").write_text(json.dumps(config | {"resid_pdrop": 0.0}))
+    tuning, options = FinetuneOptions(template=TEMPLATE, examples=0, lora=2), options_for(tmp_path / "base")
+    data, whole, going = [place / "rows.jsonl"], Recorder(), Recorder()
+    finetune(options, tuning, data, tmp_path / "whole", whole)
+    with pytest.raises(KeyError):
+        finetune(options, tuning, data, tmp_path / "run", Breaking())
+    go_on(tmp_path / "run", going)
+    assert going.losses == {step: loss for step, loss in whole.losses.items() if step > 6}
+
+
+def test_messages_name_the_command_that_goes_on(place, tmp_path):
+    with pytest.raises(Error, match="At step") as caught:
+        run(place, tmp_path / "run", learning_rate=1e30, warmup_steps=0, skip_spikes=0.0)
+    assert f"`gpt2 finetune --resume {tmp_path / 'run'}" in str(caught.value)
+    with pytest.raises(BadOption, match="`gpt2 finetune --resume"):
+        run(place, tmp_path / "run")
+    checkpoints = RunFolder(tmp_path / "run", Work(command="gpt2 finetune")).checkpoints
+    with pytest.raises(Error, match="go on with `gpt2 finetune --resume"), checkpoints.writing("A file"):
+        raise OSError(28, "No space left on device")
+
+
+def test_a_base_that_is_a_name_stays_one_beside_a_folder_of_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("bookworm").mkdir()
+    assert _base_name("bookworm", FinetuneOptions(lora=2)) == "bookworm"
 
 
 def test_the_base_stays_and_only_the_adapter_is_written(place, tmp_path):
@@ -155,7 +196,7 @@ def test_examples_before_and_after_and_labels_scored_whole(place, tmp_path):
 def test_accuracy_is_counted_over_whole_labels(place, tmp_path):
     """By the network itself, label by label; two of the labels begin alike, and one is the other's beginning."""
     from gpt2.finetuning.measure import accuracy
-    from gpt2.finetuning.template import Task
+    from gpt2.tasks.template import Task
 
     model = load(place / "base")
     task = Task("t", Template(TEMPLATE), (), 8, tuple(f" {label}" for label in LABELS))
@@ -173,19 +214,41 @@ def test_accuracy_is_counted_over_whole_labels(place, tmp_path):
     assert accuracy(model, task, rows) == right / len(rows)
 
 
+def test_labels_longer_than_half_the_window_are_scored_and_words_that_do_not_fit_are_told(place):
+    from gpt2.finetuning.measure import accuracy, answers
+    from gpt2.tasks.template import Task
+
+    model = load(place / "base")
+    labels = (" " + "x" * 40, " y")
+    task = Task("t", Template(TEMPLATE), (), 24, labels)
+    assert accuracy(model, task, [{"text": "ab" * 50, "label": "y"}]) in (0.0, 1.0)
+    long = Task("t", Template("{text} " + "so " * 12 + "{label}"), (), 24, ())
+    with pytest.raises(ContextOverflow, match="own words and 24 tokens"):
+        answers(model, long, [{"text": "ab", "label": "y"}])
+
+
 def test_early_stopping_ends_a_run_and_the_best_is_named(place, tmp_path):
     # So high a rate that nothing gets better for long.
     recorder = Recorder()
     outcome = run(place, tmp_path / "run", recorder, steps=90, learning_rate=0.5, patience=2, keep=1)
-    losses = {step: evaluation.nats_per_token for step, evaluation in recorder.evaluations.items()}
-    best = min(losses, key=lambda step: losses[step])
+    part, *others = (line for line in measured(tmp_path / "run") if "validation_loss" in line)
+    best = min((line for line in (part, *others[:-1])), key=lambda line: line["validation_loss"])["step"]
     assert outcome.result.step == best + 2 * 3 < 90
+    # All that is held out is scored at the end, this one as any other.
+    assert others[-1]["step"] == others[-2]["step"] == outcome.result.step
+    assert {line["validation_tokens"] for line in others[:-1]} == {part["validation_tokens"]}
+    full = run(place, tmp_path / "full", steps=1, warmup_steps=0).result.validation
+    assert (
+        outcome.result.validation.tokens == full.tokens == others[-1]["validation_tokens"] > part["validation_tokens"]
+    )
     assert not outcome.result.interrupted
     assert outcome.best.name == f"step-{best:06d}"
     assert any("no better validation since" in note for note in recorder.notes)
+    before = measured(tmp_path / "run")
     again = go_on(tmp_path / "run", Recorder())
     assert again.result.step == outcome.result.step
     assert not again.result.interrupted
+    assert measured(tmp_path / "run") == before
     longer = go_on(tmp_path / "run", Recorder(), changes={"patience": 3})
     assert longer.result.step > outcome.result.step
 
@@ -204,6 +267,29 @@ def test_plain_text_in_a_style_with_and_without_an_adapter(place, tmp_path):
         assert outcome.result.validation is not None
         assert names(tmp_path / f"run-{lora}")
         assert go_on(tmp_path / f"run-{lora}", Recorder(), changes={"steps": 14}).result.step == 14
+
+
+def test_of_several_processes_one_says_what_is_read(place, tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(
+        finetuning_run, "train", lambda *values: made.append(values) or Result(0, None, None, *NOT_FIRST)
+    )
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    said = {}
+    for rank in ("0", "1"):
+        monkeypatch.setenv("RANK", rank)
+        recorder = Recorder()
+        run(place, tmp_path / "run", recorder)
+        said[rank] = recorder.notes
+    assert len(made) == 2
+    assert any(note.startswith("before:") for note in said["0"])
+    assert said["1"] == []
+
+
+def test_nothing_held_out_is_told_where_something_was_to_be_scored(place, tmp_path):
+    recorder = Recorder()
+    run(place, tmp_path / "run", recorder, steps=2, warmup_steps=0, validation=0.0, patience=1)
+    assert any(note.startswith("no rows are held out") for note in recorder.notes)
 
 
 def test_epochs_are_steps(place, tmp_path):

@@ -26,7 +26,7 @@ def test_an_unknown_name_is_an_attribute_error():
 
 
 def test_importing_the_package_imports_no_torch():
-    rooms = "gpt2, gpt2.checkpoint, gpt2.generation, gpt2.runners.build, gpt2.tokenizer, gpt2.training"
+    rooms = "gpt2, gpt2.checkpoint, gpt2.finetuning, gpt2.generation, gpt2.runners.build, gpt2.tasks, gpt2.training"
     script = f"import sys, {rooms}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], check=True)
 
@@ -100,7 +100,19 @@ def test_no_room_imports_the_rooms_above_it():
             "checkpoint",
             "shards",
         },
-        "evaluation": {"errors", "files", "model", "tokenizer", "checkpoint", "generation", "shards"},
+        "tasks": {"errors", "tokenizer", "checkpoint", "generation"},
+        "evaluation": {
+            "errors",
+            "files",
+            "model",
+            "tokenizer",
+            "checkpoint",
+            "generation",
+            "shards",
+            "corpus",
+            "training",
+            "tasks",
+        },
         "finetuning": {
             "errors",
             "files",
@@ -111,6 +123,7 @@ def test_no_room_imports_the_rooms_above_it():
             "shards",
             "corpus",
             "training",
+            "tasks",
         },
     }
     for room, below in allowed.items():

@@ -29,6 +29,9 @@ def test_line_ends_are_data(tmp_path):
     ("name", "content", "message"),
     [
         ("a.txt", b"ab\xff", r"a\.txt is not UTF-8 text: byte 2 is 0xff"),
+        ("a.txt", bytes(9000), r"a\.txt is a binary file: it holds zero bytes"),
+        ("a.html", b"<p>Markup", r"a\.html is no plain text\. Pages.*`gpt2 corpus build`"),
+        ("a.jsonl.gz", b"\x1f\x8b", r"a\.jsonl\.gz is no plain text"),
         ("a.jsonl", b'{"text": "x"}\n{"txt": 1}\n', r'line 2: expected a JSON object with a field "text"'),
         ("a.jsonl", b"[1]\n", "line 1: expected a JSON object"),
         ("a.jsonl", b'{"text": 5}\n', r'line 1: the field "text" is int'),
@@ -47,10 +50,16 @@ def test_a_line_that_is_nested_too_deep_is_named(tmp_path):
         list(read_documents([tmp_path]))
 
 
+def test_documents_of_nothing_but_spaces_are_none(tmp_path):
+    (tmp_path / "a.txt").write_text(" \n\n")
+    (tmp_path / "b.jsonl").write_text('{"text": ""}\n{"text": "\\t"}\n{"text": " x "}\n')
+    assert list(read_documents([tmp_path])) == [" x "]
+
+
 def test_missing_and_empty_places_are_named(tmp_path):
     with pytest.raises(BadData, match="is no file and no folder"):
         find_files([tmp_path / "nowhere"])
-    with pytest.raises(BadData, match=r"holds no \.txt"):
+    with pytest.raises(BadData, match=r"holds no \.txt.*`gpt2 corpus build`"):
         find_files([tmp_path])
     with pytest.raises(BadData, match="There is no data"):
         find_files([])

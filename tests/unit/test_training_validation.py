@@ -29,12 +29,12 @@ def data_of(ids, text_bytes=None):
 
 def test_a_part_is_scored_on_the_way_and_all_at_the_end():
     part = Validation(data_of(range(100)), replace(OPTIONS, eval_tokens=20))
-    assert [len(ids) for ids in part.due(4)] == [20]
-    assert [len(ids) for ids in part.due(10)] == [20, 100]
-    assert part.due(5) == part.due(0) == []
+    assert [len(ids) for ids in part.due(4, last=False)] == [20]
+    assert [len(ids) for ids in part.due(10, last=True)] == [20, 100]
+    assert part.due(5, last=False) == part.due(0, last=False) == []
     whole = Validation(data_of(range(100)), OPTIONS)
-    assert [len(ids) for ids in whole.due(10)] == [100]
-    assert Validation(data_of([]), OPTIONS).due(10) == []
+    assert [len(ids) for ids in whole.due(10, last=True)] == [100]
+    assert Validation(data_of([]), OPTIONS).due(10, last=True) == []
 
 
 @pytest.mark.parametrize("eval_tokens", [2, 3])
@@ -57,7 +57,9 @@ def test_no_more_tokens_at_a_time_than_training_has(monkeypatch):
     network = tiny_model(window=32).network.requires_grad_(True)
     held = Validation(data_of(range(100), 100), OPTIONS)
     for rows in (8, 2):
-        held.score(held.due(4)[0], Step(network, replace(OPTIONS, micro_batch_size=rows), Ranks()), window=8)
+        held.score(
+            held.due(4, last=False)[0], Step(network, replace(OPTIONS, micro_batch_size=rows), Ranks()), window=8
+        )
     assert seen == [2, 1]
 
 
@@ -66,7 +68,8 @@ def test_bytes_are_counted_once(monkeypatch):
     monkeypatch.setattr(validation, "count_bytes", lambda *values: counted.append(1) or real(*values))
     step = Step(tiny_model(window=8).network.requires_grad_(True), OPTIONS, Ranks())
     held = Validation(data_of(range(100)), replace(OPTIONS, eval_tokens=20))
-    results = [held.score(ids, step, 8) for ids in (*held.due(4), *held.due(8), *held.due(10))]
+    due = [ids for number, last in ((4, False), (8, False), (10, True)) for ids in held.due(number, last)]
+    results = [held.score(ids, step, 8) for ids in due]
     assert [result.text_bytes for result in results] == [19, 19, 19, 99]
     assert len(counted) == 2
 

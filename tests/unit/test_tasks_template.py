@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gpt2.errors import BadCheckpoint, BadOption, BadPrompt
-from gpt2.finetuning.template import MARK, DoesNotFit, Task, Template, read_task
+from gpt2.tasks.template import MARK, DoesNotFit, Task, Template, read_task
 from gpt2.tokenizer import Tokenizer
 from tests.helpers import byte_tokenizer
 
