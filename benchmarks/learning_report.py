@@ -52,6 +52,8 @@ def summary(content: dict[str, Any]) -> str:
     lines = []
     for recipe, sweep in content.get("sweep", {}).items():
         lines.append(f"{recipe}: best of {len(sweep['tried'])} runs: {sweep['best']}")
+    if whole := content.get("whole"):
+        lines.append(f"paper at full length: best of {len(whole['tried'])} runs: {whole['best']}")
     for seed, made in content.get("runs", {}).items():
         fast = ", ".join(f"{float(s):.0%} {run['validation']:.4f}" for s, run in sorted(made.get("fast", {}).items()))
         lines.append(f"seed {seed}: paper ends at {made['paper']['validation']:.4f}; fast at {fast or 'nothing yet'}")
@@ -105,7 +107,7 @@ def draw(content: dict[str, Any], path: Path) -> None:
         )
     common = content["common"]
     size = f"{common['n_layer']} x {common['n_embd']}, {common['batch_size'] * common['context']:,} tokens a step"
-    axes.set_title(f"{size}, {len(content['runs'])} seed(s), both tuned with as many runs", fontsize=10, color=_INK)
+    axes.set_title(f"{size}, {len(content['runs'])} seed(s), both tuned, paper with more runs", fontsize=10, color=_INK)
     axes.set_xlabel("million tokens read")
     axes.set_ylabel("validation loss (nats per token)")
     margin = 0.06 * (max(late) - lowest)

@@ -2,89 +2,61 @@
 
     python scripts/overlap.py heldout.jsonl other.txt --against train.jsonl [--out overlap.json]
 
-Texts are taken as sequences of words: runs of letters, digits and underscores after Unicode normalisation (NFKC) and
-lower-casing, so that case, punctuation, line ends and ways of quoting do not hide a copy. For every set of the held-out
+Words and n-grams are those of `gpt2 eval --overlap` (gpt2/evaluation/overlap.py): runs of letters and digits, in small
+letters, so that case, punctuation, line ends and ways of quoting do not hide a copy. For every set of the held-out
 documents (their field `set`; a text file is a set of its own) it tells which share of their 8-grams and of their
 13-grams, counted as often as they occur, also occurs anywhere in the training text, and how many documents are copies:
 a single training document holds a fifth or more of their 13-grams.
 
-Memory is bounded by the held-out text: its n-grams' 64-bit hashes are kept (16 bytes each), and the training text is
-read once, a document at a time.
+Memory is bounded by the held-out text: its n-grams' 64-bit hashes are kept, and the training text is read once, a
+document at a time.
 """
 
 import argparse
 import json
-import re
 import sys
-import unicodedata
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from gpt2.evaluation.overlap import Hashes, Wanted, gram_hashes, word_hashes
+
 LENGTHS = (8, 13)
 COPY = 0.2
-_WORD = re.compile(r"\w+")
-_FACTOR = np.uint64(0x9E3779B97F4A7C15)
-Hashes = npt.NDArray[np.uint64]
 
 
-def words(text: str) -> Hashes:
-    """The words of a text as 64-bit hashes (of this process alone), in order."""
-    found = _WORD.findall(unicodedata.normalize("NFKC", text).lower())
-    return np.fromiter(map(hash, found), dtype=np.int64, count=len(found)).view(np.uint64)
-
-
-def grams(hashes: Hashes, length: int) -> Hashes:
-    """A hash for every run of `length` words, in order; none for a shorter text."""
-    count = len(hashes) - length + 1
-    if count <= 0:
-        return np.zeros(0, dtype=np.uint64)
-    mixed = np.zeros(count, dtype=np.uint64)
-    for place in range(length):
-        mixed = mixed * _FACTOR + hashes[place : place + count]
-    return mixed
-
-
-@dataclass
 class Held:
-    """The n-grams of one length of all held-out documents: sorted distinct hashes, and which of them were met."""
+    """The n-grams of one length of all held-out documents: which of them were met, and whose they are."""
 
-    length: int
-    documents: list[Hashes]
-    known: Hashes = field(init=False)
-    owner: npt.NDArray[np.int32] = field(init=False)
-    met: npt.NDArray[np.bool_] = field(init=False)
-
-    def __post_init__(self) -> None:
-        owners = np.repeat(np.arange(len(self.documents), dtype=np.int32), [len(each) for each in self.documents])
+    def __init__(self, length: int, words: list[Hashes]) -> None:
+        self.length = length
+        self.documents = [gram_hashes(each, length) for each in words]
+        every = np.concatenate(self.documents)
+        self.wanted = Wanted(every)
+        owners = np.repeat(np.arange(len(self.documents)), [len(each) for each in self.documents])
         # The first document that has an n-gram owns it: enough to find copies.
-        self.known, first = np.unique(np.concatenate(self.documents), return_index=True)
-        self.owner = owners[first]
-        self.met = np.zeros(len(self.known), dtype=bool)
+        self.owner = owners[np.unique(every, return_index=True)[1]]
 
-    def look(self, hashes: Hashes) -> npt.NDArray[np.int64]:
+    def look(self, words: Hashes) -> npt.NDArray[np.int64]:
         """Marks what a training document holds of them; returns how many distinct ones it shares with each owner."""
-        distinct = np.unique(hashes)
-        places = np.searchsorted(self.known, distinct)
-        places[places == len(self.known)] = 0
-        places = places[self.known[places] == distinct]
-        self.met[places] = True
+        places = np.unique(self.wanted.look(gram_hashes(words, self.length)))
         return np.bincount(self.owner[places], minlength=len(self.documents))
 
     def shares(self) -> npt.NDArray[np.float64]:
-        """Of each document's n-grams, the share that was met; nan for a document without any."""
-        with np.errstate(invalid="ignore"):
-            return np.array(
-                [self.met[np.searchsorted(self.known, each)].sum() / np.float64(len(each)) for each in self.documents]
-            )
+        """Of each document's n-grams, the share that was met; 0 for a document without any."""
+        return np.array([self.wanted.found(each).mean() if len(each) else 0.0 for each in self.documents])
 
     def counts(self) -> npt.NDArray[np.int64]:
         """N-grams of each document."""
         return np.array([len(each) for each in self.documents])
+
+
+def words(text: str) -> Hashes:
+    """The words of a text as hashes, in order."""
+    return np.concatenate([np.zeros(0, dtype=np.uint64), *word_hashes(text)])
 
 
 def read(path: Path) -> Iterator[dict[str, Any]]:
@@ -112,7 +84,7 @@ def main() -> None:
         for document in read(path):
             hashed.append(words(document["text"]))
             about.append({key: document.get(key) for key in ("set", "title", "part", "id")})
-    held = {length: Held(length, [grams(each, length) for each in hashed]) for length in LENGTHS}
+    held = {length: Held(length, hashed) for length in LENGTHS}
     sizes = held[LENGTHS[-1]].counts()
     copies: dict[str, dict[str, Any]] = {}
     read_documents = read_words = 0
@@ -121,7 +93,7 @@ def main() -> None:
             text = words(document["text"])
             read_documents, read_words = read_documents + 1, read_words + len(text)
             for length in LENGTHS:
-                shared = held[length].look(grams(text, length))
+                shared = held[length].look(text)
             for number in np.flatnonzero(shared >= np.maximum(1, COPY * sizes)):
                 share = float(shared[number] / sizes[number])
                 entry = about[number] | {
@@ -136,7 +108,7 @@ def main() -> None:
                 print(f"{read_documents:,} documents, {read_words:,} words", file=sys.stderr)
 
     result = {
-        "words": "runs of \\w after NFKC and lower-casing; n-grams counted as often as they occur",
+        "words": "runs of letters and digits, lower-cased; n-grams counted as often as they occur",
         "copy": f"one training document holds {COPY:.0%} or more of the document's {LENGTHS[-1]}-grams",
         "training": {"documents": read_documents, "words": read_words},
         "sets": _by_set(about, held, copies),
@@ -157,7 +129,7 @@ def _by_set(about: list[dict[str, Any]], held: dict[int, Held], copies: dict[str
         row: dict[str, Any] = {"documents": int(here.sum()), "copies": int((here & ~clean).sum())}
         for length, each in held.items():
             counts = each.counts()
-            shares: npt.NDArray[np.float64] = np.nan_to_num(each.shares())
+            shares = each.shares()
             row[f"{length}-grams"] = int(counts[here].sum())
             for key, which in ((f"{length}-grams met", here), (f"{length}-grams met, without copies", here & clean)):
                 total = counts[which].sum()

@@ -1,7 +1,7 @@
 """Tasks for lm-evaluation-harness whose data need no network, written where a test wants them.
 
-They have the protocols of lambada_openai, hellaswag and wikitext, and one writes; where the library has functions for
-it, they name those very functions.
+They have the protocols of lambada_openai, hellaswag, wsc273 and wikitext, and one writes; where the library has
+functions for it, they name those very functions.
 """
 
 import json
@@ -25,6 +25,14 @@ TASKS = {
         metric_list:
           - {metric: acc, aggregation: mean, higher_is_better: true}
           - {metric: acc_norm, aggregation: mean, higher_is_better: true}""",
+    "schemas": """
+        output_type: multiple_choice
+        process_docs: !function lm_eval.tasks.wsc273.utils.process_doc
+        doc_to_text: label
+        doc_to_target: "{% set index = pronoun_loc + pronoun | length %}{{text[index:]}}"
+        doc_to_choice: "{% set template = text[:pronoun_loc] %}{{[template+options[0], template+options[1]]}}"
+        metric_list:
+          - {metric: acc, aggregation: mean, higher_is_better: true}""",
     "pages": """
         output_type: loglikelihood_rolling
         doc_to_text: ""

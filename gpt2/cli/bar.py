@@ -20,13 +20,13 @@ def bar() -> Iterator[Progress]:
         return
     columns = (TextColumn("{task.description}"), MofNCompleteColumn(), BarColumn(bar_width=24), TimeRemainingColumn())
     with Bar(*columns, console=shown, transient=True) as made:
-        task, said = made.add_task("", total=None), ""
+        task, said = made.add_task("", total=None, visible=False), ""
 
         def update(what: str, done: int, of: int | None) -> None:
             nonlocal said
             if what != said:
                 said = what
-                made.reset(task, description=what, total=of, completed=done)
+                made.reset(task, description=what, total=of, completed=done, visible=True)
             made.update(task, completed=done)
 
         yield update

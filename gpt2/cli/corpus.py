@@ -54,10 +54,17 @@ def build(
         Literal["cascade", "resiliparse", "trafilatura"], typer.Option(help="What takes the text out of pages.")
     ] = "cascade",
     links: Annotated[
-        Path | None, typer.Option(help="Keep only pages that this list (.jsonl) links to.", show_default=False)
+        Path | None,
+        typer.Option(
+            help="Keep only pages that this list (.jsonl) links to. A page in a file of its own has the address that "
+            "its head says is its own (canonical, og:url).",
+            show_default=False,
+        ),
     ] = None,
     min_score: Annotated[float, typer.Option(help="Least score of a link that counts.")] = 3,
-    wikipedia: Annotated[bool, typer.Option(help="Keep pages of Wikipedia; the paper removed them.")] = True,
+    wikipedia: Annotated[
+        bool, typer.Option(help="Keep pages of Wikipedia, known by their addresses; the paper removed them.")
+    ] = True,
     min_characters: Annotated[int, typer.Option(min=0, help="Least characters of a document.")] = 1,
     max_characters: Annotated[
         int | None, typer.Option(min=1, help="Most characters of a document.", show_default=False)

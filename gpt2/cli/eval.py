@@ -46,10 +46,11 @@ def command(
         list[str] | None,
         typer.Argument(
             metavar="FILE...",
-            help="Text files, .jsonl files (field text), folders of them; - reads standard input.",
+            help="Text, .jsonl (both also as .gz, .zst) and .parquet files, folders of them; - reads standard input.",
             show_default=False,
         ),
     ] = None,
+    text_field: Annotated[str, typer.Option(help="Field with the text, in .jsonl and .parquet files.")] = "text",
     stride: Annotated[
         int | None, typer.Option(help="How far windows move, in tokens.", show_default="half the window")
     ] = None,
@@ -113,8 +114,9 @@ def command(
 ) -> None:
     """Measure how well a model predicts texts: perplexity, bits per byte and per character, document by document.
 
-    Each text file, and each line of a .jsonl file, is one document, read by itself. What was done is printed with the
-    figures, because perplexities by different protocols, or of different vocabularies, are not to be compared.
+    Each text file, and each record of a .jsonl or .parquet file, is one document, read by itself. What was done is
+    printed with the figures, because perplexities by different protocols, or of different vocabularies, are not to be
+    compared.
     """
     _check_way(ctx, harness, overlap, samples, bool(files))
 
@@ -128,14 +130,14 @@ def command(
             overlap,
             n,
             lambda: (
-                (_read(files or [], limit), {})
+                (_read(files or [], text_field, limit), {})
                 if samples is None
                 else written(load(), samples, max_tokens, top_k, seed)
             ),
         )
     else:
         protocol = _protocol(stride, context, end_of_text_first, transformers)
-        document, show = _perplexity(_read(files or [], limit), protocol, hardest, load)
+        document, show = _perplexity(_read(files or [], text_field, limit), protocol, hardest, load)
     if out is not None:
         write_atomically(out, json.dumps(document, ensure_ascii=False, indent=1).encode() + b"\n")
     if as_json:
@@ -157,6 +159,8 @@ def _check_way(ctx: typer.Context, harness: str | None, overlap: str | None, sam
         for other, names in _OWN.items():
             if other != way and name in names:
                 raise BadOption(f"{flag} means nothing {f'with {way}' if way else f'without {other}'}.")
+        if not files and name == "text_field":
+            raise BadOption(f"{flag} means nothing without files.")
         if samples is None and name in _OF_SAMPLES:
             raise BadOption(f"{flag} means nothing without --samples.")
     if files and way == "--harness":
@@ -194,10 +198,10 @@ def _perplexity(
     return {"model": model.source, "dtype": model.dtype, **_as_json(found)}, lambda: _show(found)
 
 
-def _read(names: list[str], limit: int | None) -> "list[Document]":
+def _read(names: list[str], field: str, limit: int | None) -> "list[Document]":
     """The documents that the names stand for, no more than `limit`."""
     found: list[Document] = []
-    for document in _documents(names):
+    for document in _documents(names, field):
         if "\0" in document.text:
             raise BadData(f"{document.name} holds zero bytes, so it is no text.")
         found.append(document)
@@ -208,23 +212,21 @@ def _read(names: list[str], limit: int | None) -> "list[Document]":
     return found
 
 
-def _documents(names: list[str]) -> "Iterator[Document]":
+def _documents(names: list[str], field: str) -> "Iterator[Document]":
     from gpt2.cli.common import decode
     from gpt2.evaluation.perplexity import Document
-    from gpt2.training.documents import find_files, read_documents
+    from gpt2.evaluation.texts import read_texts
 
     if names.count("-") > 1:
         raise BadOption("Standard input (-) can be read once.")
     # All are found before one is read, so that a slip is told at once.
-    paths = find_files([Path(name) for name in names if name != "-"]) if set(names) != {"-"} else []
+    found = read_texts([name for name in names if name != "-"], field)
     if "-" in names:
         if sys.stdin is None:
             raise BadData("Standard input is closed, so there is nothing to read for `-`.")
         if text := decode(sys.stdin.buffer.read(), "Standard input"):
             yield Document("standard input", text)
-    for path in paths:
-        for number, text in enumerate(read_documents([path]), 1):
-            yield Document(f"{path} #{number}" if path.suffix == ".jsonl" else str(path), text)
+    yield from found
 
 
 def _as_json(found: "Perplexity") -> dict[str, Any]:
@@ -285,7 +287,7 @@ def _show(found: "Perplexity") -> None:
     several = len(found.documents) > 1
     documents = f"{len(found.documents):,} document{'s' * several}"
     shown.print(f"{total.tokens:,} tokens, {total.words:,} words, {total.bytes:,} bytes, {documents}")
-    shown.print(f"[dim]protocol: {escape(found.protocol)}[/]", soft_wrap=True)
+    shown.print(f"[dim]protocol: {escape(found.protocol)}[/]", soft_wrap=not shown.is_terminal)
     if several:
         table = Table(box=None, pad_edge=False, header_style="dim")
         table.add_column("document, the worst first", overflow="fold")
@@ -307,13 +309,18 @@ def _show(found: "Perplexity") -> None:
 
 def _show_passage(passage: "Passage", several: bool) -> None:
     from rich.markup import escape
+    from rich.padding import Padding
 
     before, text, behind = (escape(_on_one_line(part)) for part in (passage.before, passage.text, passage.behind))
     where = f"  {escape(passage.document)}" if several else ""
     tokens = "1 token" if passage.tokens == 1 else f"{passage.tokens} tokens"
-    console().print(
-        f"[dim]{passage.nats:.1f} nats, {tokens}{where}[/]\n  …{before}[bold red]»{text}«[/]{behind}…", soft_wrap=True
-    )
+    shown = console()
+    shown.print(f"[dim]{passage.nats:.1f} nats, {tokens}{where}[/]", soft_wrap=True)
+    text = f"…{before}[bold red]»{text}«[/]{behind}…"
+    if shown.is_terminal:
+        shown.print(Padding(text, (0, 0, 0, 2)))
+    else:
+        shown.print(f"  {text}", soft_wrap=True)
 
 
 def _on_one_line(text: str) -> str:

@@ -106,7 +106,7 @@ def _show(found: "list[Result]", protocol: str) -> None:
     if not shown.is_terminal:
         shown.width = max(shown.width, 120)
     shown.print(table)
-    shown.print(f"[dim]protocol: {escape(protocol)}[/]", soft_wrap=True)
+    shown.print(f"[dim]protocol: {escape(protocol)}[/]", soft_wrap=not shown.is_terminal)
 
 
 def _short(value: float) -> str:

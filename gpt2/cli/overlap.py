@@ -66,17 +66,19 @@ def _figures(each: "Overlap") -> dict[str, Any]:
 
 def _show(found: "Study", corpus: str) -> None:
     from rich.markup import escape
+    from rich.padding import Padding
     from rich.table import Table
 
     shown, total = console(), found.total
+    documents = "1 document" if found.corpus_documents == 1 else f"{found.corpus_documents:,} documents"
     shown.print(
         f"[bold]{_share(total)}[/] of {total.grams:,} {found.n}-grams are in {escape(corpus)} "
-        f"({found.corpus_documents:,} documents, {found.corpus_words:,} words)",
-        soft_wrap=True,
+        f"({documents}, {found.corpus_words:,} words)",
+        soft_wrap=not shown.is_terminal,
     )
     distinct = total.distinct_found / total.distinct
     shown.print(f"of {total.distinct:,} distinct ones {100 * distinct:.3f} %")
-    shown.print(f"[dim]protocol: {escape(found.protocol)}[/]\n", soft_wrap=True)
+    shown.print(f"[dim]protocol: {escape(found.protocol)}[/]\n", soft_wrap=not shown.is_terminal)
     worst = sorted(found.documents, key=lambda each: (-(each.share or 0.0), -each.longest_words))
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("text, the most overlap first", overflow="fold")
@@ -89,12 +91,13 @@ def _show(found: "Study", corpus: str) -> None:
         shown.print(f"[dim]and {len(worst) - _ROWS:,} more; --json has all[/]")
     for each in worst[:_ROWS]:
         if each.longest:
-            text = "".join(c if c.isprintable() else " " for c in each.longest)
-            cut = "…" if len(text) > _LENGTH else ""
-            shown.print(
-                f"\n[dim]{escape(each.name)}, {each.longest_words:,} words[/]\n  {escape(text[:_LENGTH])}{cut}",
-                soft_wrap=True,
-            )
+            text = " ".join("".join(c if c.isprintable() else " " for c in each.longest).split())
+            text = escape(text[:_LENGTH]) + ("…" if len(text) > _LENGTH else "")
+            shown.print(f"\n[dim]{escape(each.name)}, {each.longest_words:,} words[/]", soft_wrap=True)
+            if shown.is_terminal:
+                shown.print(Padding(text, (0, 0, 0, 2)))
+            else:
+                shown.print(f"  {text}", soft_wrap=True)
 
 
 def _share(each: "Overlap") -> str:

@@ -1,6 +1,7 @@
 """`gpt2 paper`: the paper's zero-shot table for any checkpoint, beside the paper's own numbers."""
 
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 # Columns of a table that goes into a file or a pipe.
 _WIDTH = 150
+# On a terminal below this the readings would be a word a line: the intervals are left out.
+_NARROW = 100
 
 
 def command(
@@ -94,77 +97,88 @@ def _show(model: "LanguageModel", found: "Sequence[Result]", control: bool) -> N
     """The table, and below it what each number means and what is missing."""
     from rich.console import Console
     from rich.markup import escape
+    from rich.padding import Padding
     from rich.table import Table
 
     from gpt2.evaluation.published import PAPER, nearest
     from gpt2.evaluation.rows import Cell
 
     size = nearest(model.config.parameters)
-    columns = [
-        "set",
-        "measure",
-        "reading",
-        "this model",
-        "95 %",
-        f"paper, {size}",
-        "harness' protocol",
-        "items",
-        "note",
-    ]
-    if control:
-        columns.insert(5, "random")
-    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
-    for column in table.columns[3:]:
-        column.justify = "right"
-    notes: dict[str, int] = {}  # what several cells have in common is said once
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH)
+    narrow = console.width < _NARROW
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("", overflow="fold")
+    heads = ["this model", "95 %", "random", f"paper, {size}", "harness", "items", "note"]
+    shown = [head for head in heads if (control or head != "random") and not (narrow and head == "95 %")]
+    for head in shown:
+        table.add_column(head.replace(" ", "\n") if narrow else head, justify="right", no_wrap=True)
+    numbers: dict[tuple[str, str], int] = {}  # what several cells have in common is said once
+    notes: list[str] = []
     missing: list[str] = []
     for result in found:
-        title = result.row.title
+        table.add_row(f"[bold]{escape(result.row.title)}[/]")
+        made: list[tuple[int, Cell]] = []
         for cell in result.cells:
             if not isinstance(cell, Cell):
                 missing.append(f"{result.row.title}: {cell.why}")
                 continue
+            key = (cell.reading, cell.protocol)
+            if key not in numbers:
+                numbers[key] = len(numbers) + 1
+                made.append((numbers[key], cell))
             paper = PAPER[cell.paper].get(size) if cell.paper else None
-            note = notes.setdefault(f"{result.row.title}, {cell.reading}: {cell.protocol}.", len(notes) + 1)
-            line = [
-                title,
-                cell.metric,
-                cell.reading,
+            harness, random = result.harness_of(cell), result.control_of(cell)
+            values = (
                 _number(cell.value),
                 "" if cell.interval is None else f"{_number(cell.interval[0])} to {_number(cell.interval[1])}",
+                "" if random is None else _number(random.value),
                 "" if paper is None else f"{paper:g}",
-                _harness(result, cell),
+                "same" if cell.harness else "" if harness is None else _number(harness.value),
                 f"{cell.items:,}",
-                str(note),
-            ]
-            if control:
-                random = result.control_of(cell)
-                line.insert(5, "" if random is None else _number(random.value))
-            table.add_row(*map(escape, line))
-            title = ""
+                str(numbers[key]),
+            )
+            line = [value for head, value in zip(heads, values, strict=True) if head in shown]
+            table.add_row(Padding(f"{escape(cell.metric)}, {escape(cell.reading)}", (0, 0, 0, 2)), *line)
         if not result.scored:
-            table.add_row(escape(title), "", "not scored, see below")
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else _WIDTH)
+            table.add_row("  not scored, see below")
+        notes += _notes(result.row.title, made)
     console.print(table)
+    if narrow:
+        console.print("[dim]The 95 % intervals need a wider terminal; --json has them.[/]")
     console.print(f"\nThis model: {model.source}, {model.config.parameters:,} parameters, {model.dtype}.", markup=False)
-    made = [f"{number} {note}" for note, number in notes.items()]
-    for title, lines in (("How each was made:", made), ("Not scored:", missing)):
+    console.print(
+        "harness: what lm-evaluation-harness' protocol gives for this model; same: this reading is that protocol.",
+        markup=False,
+    )
+    for title, lines in (("How each was made:", notes), ("Not scored:", missing)):
         if lines:
             console.print(f"\n{title}", markup=False)
         for text in dict.fromkeys(lines):
+            # On a terminal a note's lines stand behind its number; in a file it is one line.
+            behind = " " * (len(text) - len(text.lstrip()) + 4)
+            width = console.width if console.is_terminal else len(text) + 1
+            text = textwrap.fill(text, width, subsequent_indent=behind, break_on_hyphens=False)
             console.print(text, markup=False, emoji=False, soft_wrap=True)
 
 
-def _harness(result: "Result", cell: "Cell") -> str:
-    """What the harness' protocol gives for this model, with the task's name; "this" where this is that protocol."""
-    if cell.harness:
-        return f"this ({cell.harness})"
-    other = result.harness_of(cell)
-    return "" if other is None else f"{_number(other.value)} ({other.harness})"
+def _notes(title: str, made: "Sequence[tuple[int, Cell]]") -> list[str]:
+    """A row's notes: what all its own readings have in common behind its title, then what each has alone."""
+    if not made:
+        return []
+    parts = [cell.protocol.split("; ") for _, cell in made]
+    own = [each for each, (_, cell) in zip(parts, made, strict=True) if not cell.reading.startswith("harness")]
+    shared = [part for part in own[0] if all(part in each for each in own)] if len(own) > 1 else []
+    lines = [f"{title}: {'; '.join(shared)}." if shared else f"{title}:"]
+    for each, (number, cell) in zip(parts, made, strict=True):
+        alone = [part for part in each if part not in shared] if each in own else each
+        task = f" (the task {cell.harness})" if cell.harness else ""
+        lines.append(f"  {number:>2} {cell.reading.rstrip(':')}{task}{': ' if alone else ''}{'; '.join(alone)}.")
+    return lines
 
 
 def _number(value: float) -> str:
     """Four figures, or whole numbers where there are more before the point."""
     if value >= 1e6:
         return f"{value:.3g}"
-    return f"{value:,.0f}" if value >= 10_000 else f"{value:.2f}" if value >= 10 else f"{value:.3f}"
+    places = next((places for places, least in enumerate((1000, 100, 10)) if value >= least), 3)
+    return f"{value:,.{places}f}"

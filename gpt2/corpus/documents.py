@@ -69,6 +69,7 @@ BAD_JSON = "broken JSON"
 NO_TEXT_FIELD = "no text field"
 NO_PAGE = "not a page"
 NO_ADDRESS = "no address, by which Wikipedia is known"
+OWN_ADDRESS = "address as the page itself says it"
 BROKEN_RECORD = "broken WARC record"
 BROKEN_FILE = "broken compression"
 TRUNCATED = "truncated WARC"
@@ -82,6 +83,7 @@ KINDS: Mapping[str, str] = {
     LONE_SURROGATE: KEPT,  # each becomes U+FFFD
     SPELT_END: KEPT,  # as ordinary text: it separates nothing
     NO_ADDRESS: KEPT,  # met where Wikipedia is to be dropped
+    OWN_ADDRESS: KEPT,  # asked for only where addresses choose
     EMPTY: DROPPED,
     TOO_LARGE: DROPPED,
     BAD_JSON: DROPPED,

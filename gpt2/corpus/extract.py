@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from gpt2.corpus.documents import INVALID_TEXT, SPELT_END, Document, Problems
+from gpt2.corpus.links import normalise
 from gpt2.errors import BadData, BadOption, Unavailable
 from gpt2.tokenizer import END_OF_TEXT
 
@@ -77,6 +78,20 @@ def extract(
             problems.add(SPELT_END, document.id)
     metadata = {"title": title, **document.metadata} if title else document.metadata
     return replace(document, text=text, html=None, charset=None, metadata=metadata)
+
+
+def own_address(page: bytes, charset: str | None = None) -> str | None:
+    """The address that a page's head says is its own: `<link rel=canonical>`, else `og:url`; None where neither is a
+    whole address of the web, such as a path."""
+    from resiliparse.parse.html import HTMLTree
+
+    head = HTMLTree.parse(decode(page, charset)).head
+    for selector, attribute in (("link[rel~=canonical i]", "href"), ("meta[property='og:url' i]", "content")):
+        for element in head.query_selector_all(selector).values() if head is not None else []:
+            address = (element.getattr(attribute) or "").strip()
+            if address.lower().startswith(("http://", "https://")) and normalise(address):
+                return str(address)
+    return None
 
 
 def decode(page: bytes, charset: str | None = None) -> str:

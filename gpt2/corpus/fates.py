@@ -6,6 +6,7 @@ Needs all documents at once, but of each only its hash, its length and its signa
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -25,11 +26,14 @@ Fates = npt.NDArray[np.uint8]
 # Text of one task of the tokens stage: small enough to share out, large enough for few files.
 _STRETCH_BYTES = (16 * 2**20, 160 * 2**20)
 _STRETCHES = 64
+# Fates that are read at once.
+_FATES = 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """Documents of one fate, of which one task makes shards: those from `start` to `end` in the row of that fate."""
+    """Documents of one fate, of which one task makes shards: those that have it among the numbers `start` to `end` of
+    all, so that a task looks at no others. bytes: of their text."""
 
     fate: int
     start: int
@@ -73,14 +77,25 @@ def share_out(parts: Parts, fates: Fates) -> Iterator[Stretch]:
     least, most = _STRETCH_BYTES
     room = min(most, max(least, int(sizes[np.isin(fates, list(SPLITS))].sum()) // _STRETCHES))
     for fate in SPLITS:
-        ends = np.cumsum(sizes[fates == fate])
+        places = np.flatnonzero(fates == fate)
+        ends = np.cumsum(sizes[places])
         start = 0
         while start < len(ends):
             before = int(ends[start - 1]) if start else 0
             # At least one document, however long.
             end = max(start + 1, int(np.searchsorted(ends, before + room, "right")))
-            yield Stretch(fate, start, end, int(ends[end - 1]) - before)
+            yield Stretch(fate, int(places[start]), int(places[end - 1]) + 1, int(ends[end - 1]) - before)
             start = end
+
+
+def numbers(path: Path, stretch: Stretch) -> npt.NDArray[np.int64]:
+    """The numbers of a stretch's documents, rising, by the file of all fates, a byte each; however many it holds, what
+    is in memory is a little of it, and what is returned."""
+    found = []
+    for start in range(stretch.start, stretch.end, _FATES):
+        fates = np.fromfile(path, np.uint8, min(_FATES, stretch.end - start), offset=start)
+        found.append(start + np.flatnonzero(fates == stretch.fate))
+    return np.concatenate(found)
 
 
 def _held_out(hashes: duplicates.UInt64s, share: float) -> npt.NDArray[np.bool_]:

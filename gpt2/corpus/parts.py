@@ -33,6 +33,8 @@ _BLOCK_BYTES = 8 * 2**20
 
 RECORD = np.dtype([("bytes", "<u8"), ("hash", "<u8", (2,)), ("set", "<u2")])
 MOST_SETS = 2**16 - 1
+# Records that are in memory at once where documents are read one by one.
+_RECORDS = 2**16
 
 
 def bundle(sources: Sequence[Source]) -> list[list[Source]]:
@@ -120,9 +122,9 @@ class Part:
         counts: dict[str, Any] = json.loads((self.folder / "counts.json").read_text(encoding="utf-8"))
         return counts
 
-    def records(self) -> npt.NDArray[Any]:
-        """The documents' records, (documents,) of `RECORD`."""
-        return np.fromfile(self.folder / "documents", RECORD)
+    def records(self, start: int = 0, count: int = -1) -> npt.NDArray[Any]:
+        """The documents' records, (documents,) of `RECORD`; or `count` of them from `start` on, fewer at the end."""
+        return np.fromfile(self.folder / "documents", RECORD, count, offset=start * RECORD.itemsize)
 
     def band(self, band: int) -> Iterator[duplicates.UInt64s]:
         """One band's numbers, a block at a time."""
@@ -133,16 +135,23 @@ class Part:
                 yield np.frombuffer(file.read(length * 8), "<u8")
                 file.seek((duplicates.BANDS - 1 - band) * length * 8, 1)
 
-    def texts(self, records: npt.NDArray[Any], wanted: npt.NDArray[np.int64]) -> Iterator[bytes]:
-        """The texts of the documents at `wanted`, in rising order, one at a time."""
-        ends = np.cumsum(records["bytes"])
+    def read(self, wanted: npt.NDArray[np.int64]) -> Iterator[tuple[bytes, int]]:
+        """Texts and numbers of the sets of the documents at `wanted` (rising), one at a time. However many documents
+        there are, few records are in memory."""
+        place = 0  # in the text, of the block's first document
         with (self.folder / "text").open("rb") as file:
-            for index in wanted.tolist():
-                length = int(records["bytes"][index])
-                start = int(ends[index]) - length
-                if file.tell() != start:
-                    file.seek(start)
-                yield file.read(length)
+            for first in range(0, int(wanted[-1]) + 1, _RECORDS):
+                records = self.records(first, _RECORDS)
+                lengths = records["bytes"].astype(np.int64)
+                ends = place + np.cumsum(lengths)
+                low, high = np.searchsorted(wanted, (first, first + _RECORDS))
+                for index in (wanted[low:high] - first).tolist():
+                    length = int(lengths[index])
+                    start = int(ends[index]) - length
+                    if file.tell() != start:
+                        file.seek(start)
+                    yield file.read(length), int(records["set"][index])
+                place = int(ends[-1])
 
 
 class Parts:
@@ -184,21 +193,14 @@ class Parts:
             rows[here] = stored[indices[here] - self.offsets[number]]
         return rows
 
-    def texts(self, wanted: npt.NDArray[np.int64]) -> Iterator[bytes]:
-        """The texts of some documents (rising), one at a time."""
-        for part, start, end in self.spans():
-            here = wanted[np.searchsorted(wanted, start) : np.searchsorted(wanted, end)]
-            if len(here):
-                yield from part.texts(part.records(), here - start)
-
-    def set_names(self, wanted: npt.NDArray[np.int64]) -> Iterator[str]:
-        """The names of the sets of some documents (rising)."""
+    def read(self, wanted: npt.NDArray[np.int64]) -> Iterator[tuple[bytes, str]]:
+        """Texts and names of the sets of some documents (rising), one at a time."""
         for part, start, end in self.spans():
             here = wanted[np.searchsorted(wanted, start) : np.searchsorted(wanted, end)]
             if len(here):
                 names = part.counts()["sets"]
-                for number in part.records()["set"][here - start].tolist():
-                    yield names[number]
+                for text, number in part.read(here - start):
+                    yield text, names[number]
 
     def spans(self) -> Iterator[tuple[Part, int, int]]:
         """Each part with the numbers of its first document and of the one behind its last."""

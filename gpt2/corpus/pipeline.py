@@ -138,8 +138,8 @@ class _Build:
         bundles = tuple(tuple(part) for part in bundle(sources))
         self._reading = ReadParts(self._work / "parts", bundles, options)
         self._parts = tuple(self._reading.part(number) for number in range(len(bundles)))
-        self._fates = self._work / "fates.npy"
-        self._plan = self._work / "plan.json"
+        self._fates = self._work / "fates"
+        self._plan = self._work / "stretches.json"
 
     def run(self, tokenizer: Tokenizer | None) -> dict[str, Any]:
         with self._stage("reading", sum(self._reading.sizes())):
@@ -204,15 +204,14 @@ class _Build:
         fates = decide(parts, self._options)
         stretches = [dataclasses.astuple(stretch) for stretch in share_out(parts, fates)]
         plan = {"stretches": stretches, "tally": count_dropped(parts, fates).to_dict()}
-        with self._fates.open("wb") as file:
-            np.save(file, fates)
+        fates.tofile(self._fates)
         write_atomically(self._plan, json.dumps(plan).encode())
 
     def _learn(self, plan: dict[str, Any]) -> Tokenizer:
         """A vocabulary from the training documents, or from a share of them that their hashes choose."""
         assert self._options.vocab_size is not None
         parts = Parts(self._parts)
-        wanted = np.flatnonzero(np.load(self._fates) == TRAIN)
+        wanted = np.flatnonzero(np.fromfile(self._fates, np.uint8) == TRAIN)
         total = sum(stretch[3] for stretch in plan["stretches"] if stretch[0] == TRAIN)
         if total > _LEARN_BYTES:
             # The second half of the hash: the first decides who is held out.
@@ -222,7 +221,7 @@ class _Build:
                 f"about {_LEARN_BYTES / 1e6:.0f} MB of text, chosen by hash."
             )
             wanted = wanted[chosen]
-        return learn((text.decode() for text in parts.texts(wanted)), self._options.vocab_size)
+        return learn((text.decode() for text, _ in parts.read(wanted)), self._options.vocab_size)
 
     def _finish(
         self, tally: Tally, problems: Problems, making: MakeShards, shards: dict[str, int], tokenizer: Tokenizer

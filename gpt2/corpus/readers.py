@@ -19,6 +19,8 @@ from gpt2.tokenizer import END_OF_TEXT
 
 # So many records without the text field, and none with it, are a wrong name and not a few odd records.
 _MOST_WITHOUT_FIELD = 100
+# Characters at the beginning of a text that may have to be replaced.
+_MOST_REPLACED = 0.3
 _SURROGATE = re.compile("[\\ud800-\\udfff]")
 
 
@@ -135,6 +137,8 @@ def read_text(reading: Reading) -> Iterator[Document]:
     with open_stream(Path(reading.where)) as stream:
         if _is_binary(stream):
             return reading.problem(kinds.BINARY, "it holds zero bytes; text must be UTF-8")
+        if reading.options.invalid == "replace" and _is_mostly_replaced(stream):
+            return reading.problem(kinds.BINARY, "few of its bytes are UTF-8; another encoding has to be converted")
         if separator is None:
             data = stream.read(MOST_BYTES + 1)
             if len(data) > MOST_BYTES:
@@ -190,6 +194,13 @@ def read_page(reading: Reading) -> Iterator[Document]:
 
 def _is_binary(stream: io.BufferedReader) -> bool:
     return b"\0" in stream.peek(8192)[:8192]
+
+
+def _is_mostly_replaced(stream: io.BufferedReader) -> bool:
+    """Whether replacing what is no UTF-8 would leave little: random bytes, or letters in an older encoding. Single
+    letters of one, as in Western European text, are less than a tenth."""
+    start = stream.peek(8192)[:8192].decode("utf-8", "replace")
+    return start.count("\ufffd") > _MOST_REPLACED * len(start)
 
 
 def read_parquet(reading: Reading) -> Iterator[Document]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from gpt2.corpus.documents import BROKEN_FILE, Document, Problems, ReadOptions
-from gpt2.corpus.hub import read_hub
+from gpt2.corpus.hub import check_hub, read_hub
 from gpt2.corpus.readers import Reading, read_jsonl, read_page, read_parquet, read_text
 from gpt2.corpus.streams import BrokenStream
 from gpt2.corpus.warc import read_warc
@@ -189,4 +189,6 @@ def check_sources(sources: Sequence[Source], options: ReadOptions) -> None:
         group = (source.kind, str(Path(source.where).parent) if source.kind != "hub" else source.where)
         if group not in checked:
             checked.add(group)
+            if source.kind == "hub":
+                check_hub(source.where)
             next(read(source, Problems(), options), None)

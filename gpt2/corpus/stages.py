@@ -7,17 +7,16 @@ What comes between the two needs all documents at once, and is in pipeline.py.
 import functools
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
-from gpt2.corpus.documents import NO_ADDRESS, Document, Problems
-from gpt2.corpus.extract import extract
-from gpt2.corpus.fates import SPLITS, Stretch
+from gpt2.corpus.documents import NO_ADDRESS, OWN_ADDRESS, Document, Problems
+from gpt2.corpus.extract import extract, own_address
+from gpt2.corpus.fates import SPLITS, Stretch, numbers
 from gpt2.corpus.filters import make_filters
 from gpt2.corpus.options import CorpusOptions
 from gpt2.corpus.parts import Part, Parts, PartWriter
@@ -62,6 +61,10 @@ class ReadParts:
                 tell(done)
                 size = _size(document)
                 tally.add(set_name, IN, size)
+                if document.html is not None and not document.url and filters.before:
+                    document = replace(document, url=own_address(document.html, document.charset))
+                    if document.url:
+                        problems.add(OWN_ADDRESS, document.id)
                 if reason := _refused(filters.before, document):
                     tally.add(set_name, reason, size)
                     if document.html is not None:
@@ -131,7 +134,7 @@ class MakeShards:
         stretch = self.plan[number]
         tokenizer, encode = _tokenizer(self.tokenizer, self.fast)
         parts = Parts(self.parts)
-        wanted = np.flatnonzero(np.load(self.fates, mmap_mode="r") == stretch.fate)[stretch.start : stretch.end]
+        wanted = numbers(self.fates, stretch)
         tally = Tally()
         clock = _Clock()
         done = 0
@@ -140,7 +143,7 @@ class MakeShards:
             new_directory(self.shards(number)) as folder,
             ShardWriter(folder, name, tokenizer) as writer,
         ):
-            for batch in _batches(zip(parts.texts(wanted), parts.set_names(wanted), strict=True)):
+            for batch in _batches(parts.read(wanted)):
                 clock.lap("reading")
                 rows = encode([text.decode() for text, _ in batch])
                 clock.lap("tokens")

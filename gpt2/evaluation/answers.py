@@ -95,9 +95,9 @@ class Asked:
 def questions(found: Found) -> list[Asked]:
     """The questions of an NQ-open file (JSON lines or parquet with `question` and `answer`). Raises BadData."""
     asked = []
-    for number, (question, answer) in enumerate(zip(found.column("question"), found.column("answer"), strict=True), 1):
-        answers = (answer,) if isinstance(answer, str) else tuple(map(str, answer or ()))
-        if not isinstance(question, str) or not question.strip() or not answers:
+    for number, (question, answer) in enumerate(zip(found.texts("question"), found.column("answer"), strict=True), 1):
+        answers = (answer,) if isinstance(answer, str) else tuple(answer) if isinstance(answer, list) else ()
+        if not question.strip() or not answers or not all(isinstance(each, str) for each in answers):
             raise BadData(f"{found.where}, record {number}: it has no question, or no answer.")
         asked.append(Asked(question, answers))
     if not asked:
@@ -219,7 +219,7 @@ def _turns(found: Found) -> Iterator[Turn]:
             lists = [asked, answered, *others]
             if not all(len(each) == len(asked) for each in lists):
                 raise ValueError("questions and answers are not as many")
-            text = str(story["story"])
+            [text] = _texts([story["story"]])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise BadData(f"{found.where}, story {number}: no text with questions and answers ({error}).") from None
         for place, question in enumerate(asked):
@@ -228,10 +228,13 @@ def _turns(found: Found) -> Iterator[Turn]:
 
 
 def _texts(values: Any) -> list[str]:
-    """Texts that come as they are, as objects with `input_text`, or as an object of lists."""
+    """Texts that come as they are, as objects with `input_text`, or as an object of lists. Raises TypeError."""
     if isinstance(values, Mapping):
         values = values["input_text"]
-    return [str(each["input_text"] if isinstance(each, Mapping) else each) for each in values]
+    texts = [each["input_text"] if isinstance(each, Mapping) else each for each in values]
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError("not all of them are texts")
+    return texts
 
 
 def _coqa(job: Job) -> Iterator[Cell | Missing]:

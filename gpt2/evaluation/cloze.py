@@ -74,7 +74,7 @@ def _records(found: Found, read: Callable[[Mapping[str, Any]], T]) -> list[T]:
     for number, record in enumerate(found.records(), 1):
         try:
             made.append(read(record))
-        except (KeyError, TypeError, ValueError, AttributeError):
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError):
             there = ", ".join(record) or "none"
             raise BadData(f"{found.where}, record {number}: it is no question; its fields are {there}.") from None
     if not made:
@@ -153,31 +153,41 @@ def schemas(found: Found) -> list[Question]:
     """
     if found.is_table:
         return _records(found, _hub_schema)
+    return [_schema(before, pronoun, after, answers, answer) for before, pronoun, after, answers, answer in _xml(found)]
+
+
+def _xml(found: Found) -> Iterator[tuple[str, str, str, list[str], int]]:
+    """Of each schema what stands before the pronoun, the pronoun, what follows it, the answers and the right one."""
     try:
         root = ElementTree.fromstring(found.data)
     except ElementTree.ParseError as error:
         raise BadData(f"{found.where} is no XML: {error}.") from None
-    questions = []
+    number = 0
     for number, schema in enumerate(root.iter("schema"), 1):
         texts = [schema.findtext(f"text/{name}") for name in ("txt1", "pron", "txt2")]
         answers = [each.text or "" for each in schema.findall("answers/answer")]
         letter = (schema.findtext("correctAnswer") or "").strip()[:1]
         before, pronoun, after = (text or "" for text in texts)
-        if letter not in ("A", "B") or len(answers) != 2 or not pronoun.strip():
+        if letter not in ("A", "B") or len(answers) != 2 or not all(map(str.strip, [pronoun, *answers])):
             raise BadData(f"{found.where}, schema {number}: it lacks a pronoun, two answers or the right one's letter.")
-        questions.append(_schema(before, pronoun, after, answers, "AB".index(letter)))
-    if not questions:
+        yield before, pronoun, after, answers, "AB".index(letter)
+    if not number:
         raise BadData(f"{found.where} holds no schemas.")
-    return questions
 
 
 def _hub_schema(record: Mapping[str, Any]) -> Question:
     """A record of the hub's table. Raises KeyError, TypeError or ValueError for what is none."""
+    text, pronoun, place, answers, answer = _fields(record)
+    return _schema(text[:place], pronoun, text[place + len(pronoun) :], answers, answer)
+
+
+def _fields(record: Mapping[str, Any]) -> tuple[str, str, int, list[str], int]:
     text, pronoun, place = record["text"], record["pronoun"], int(record["pronoun_loc"])
     answers, answer = list(record["options"]), int(record["label"])
-    if not text.startswith(pronoun, place) or len(answers) != 2 or answer not in (0, 1):
+    is_placed = place >= 0 and bool(pronoun) and text.startswith(pronoun, place)
+    if not is_placed or len(answers) != 2 or not all(map(str.strip, answers)) or answer not in (0, 1):
         raise ValueError
-    return _schema(text[:place], pronoun, text[place + len(pronoun) :], answers, answer)
+    return text, pronoun, place, answers, answer
 
 
 def _schema(before: str, pronoun: str, after: str, answers: Sequence[str], answer: int) -> Question:
@@ -207,9 +217,62 @@ def _winograd_items(job: Job, question: Question, candidate: str, *, full: bool)
     return item(job.encode(text), job.encode(question.after), job.window)
 
 
+# What the task wsc273 of lm-evaluation-harness 0.4.13 gives 's, and what it writes small.
+_HARNESS_OWNERS = ("my", "his", "her", "our", "their")
+_HARNESS_SMALL = ("A", "An", "The", "She", "He", "It", "They", "My", "His", "Her", "Their")
+
+
+@dataclass(frozen=True, slots=True)
+class HarnessQuestion:
+    """A schema as that task asks it: two contexts, what follows either, and the right one's number."""
+
+    contexts: tuple[str, str]
+    after: str
+    answer: int
+
+
+def harness_schemas(found: Found) -> list[HarnessQuestion]:
+    """WSC273 to the letter of the task wsc273: the first 273 schemas. Raises BadData for what is no such collection.
+
+    Its two spaces before what follows, its capitals and its owners are kept as they are, whatever one thinks of them.
+    """
+    if found.is_table:
+        return _records(found, lambda record: _harness_schema(*_fields(record)))[:273]
+    questions = []
+    for *parts, answers, answer in _xml(found):
+        # As the hub's script makes a record of a schema.
+        before, pronoun, after = (" ".join(part.split()) for part in parts)
+        text = " ".join([before, pronoun, after]).strip()
+        place = len(before) + 1 if before else 0
+        questions.append(_harness_schema(text, pronoun, place, [" ".join(each.split()) for each in answers], answer))
+    return questions[:273]
+
+
+def _harness_schema(text: str, pronoun: str, place: int, answers: Sequence[str], answer: int) -> HarnessQuestion:
+    # Places were counted in the text before this.
+    text = text.replace("  ", " ")
+    begins = text[place - 2] == "."
+
+    def spelt(words: str) -> str:
+        words += "'s" * (pronoun.lower() in _HARNESS_OWNERS)
+        first = words.split()[0]
+        return words.replace(first, first.lower()) if first in _HARNESS_SMALL and not begins else words
+
+    first, second = (text[:place] + spelt(each) for each in answers)
+    return HarnessQuestion((first, second), f" {text[place + len(pronoun) :]}", answer)
+
+
+def _harness_items(job: Job, question: HarnessQuestion) -> Iterator["Item"]:
+    for context in question.contexts:
+        # Both are encoded as one text, and spaces at the context's end are the continuation's.
+        ids = job.encode(context.rstrip())
+        yield item(ids, job.encode(context + question.after)[len(ids) :], job.window)
+
+
 def _winograd(job: Job) -> Iterator[Cell | Missing]:
     try:
-        questions = schemas(job.read("winograd"))
+        found = job.read("winograd")
+        questions, asked = schemas(found), harness_schemas(found)[: job.limit]
     except (Unavailable, BadData) as error:
         yield Missing("Winograd", str(error))
         return
@@ -222,26 +285,31 @@ def _winograd(job: Job) -> Iterator[Cell | Missing]:
                 for question in chosen
                 for candidate in question.candidates
             ]
-            scores = iter(job.score(items, f"{reading}, {name}"))
-            right = [likeliest([next(scores).total for _ in each.candidates]) == each.answer for each in chosen]
             how = (
                 "log P(the whole sentence | end of text) with the candidate for its pronoun"
                 if full
                 else "log P(what follows the pronoun | what precedes it and the candidate)"
             )
             protocol = f"{len(chosen)} sentences; the candidate for which {how} is higher; denominator: sentences"
+            right = _right(job, items, [each.answer for each in chosen], f"{reading}, {name}")
             value, spread = accuracy(right)
-            is_harness = name == "WSC273" and not full
-            yield Cell(
-                ACCURACY,
-                f"{reading}, {name}",
-                protocol,
-                value,
-                spread,
-                len(right),
-                "Winograd" if name == "WSC273" else None,
-                "wsc273" if is_harness else None,
-            )
+            column = "Winograd" if name == "WSC273" else None
+            yield Cell(ACCURACY, f"{reading}, {name}", protocol, value, spread, len(right), column)
+    reading = "harness: partial, WSC273"
+    items = [each for question in asked for each in _harness_items(job, question)]
+    right = _right(job, items, [each.answer for each in asked], reading)
+    protocol = (
+        f"{len(asked)} sentences; partial scoring to the letter of lm-evaluation-harness' task wsc273: its own rules "
+        "for capitals and 's, and two spaces before what follows; denominator: sentences"
+    )
+    value, spread = accuracy(right)
+    yield Cell(ACCURACY, reading, protocol, value, spread, len(right), None, "wsc273")
+
+
+def _right(job: Job, items: "list[Item]", answers: Sequence[int], reading: str) -> list[bool]:
+    """Whether of each two items in turn the likelier is the right one."""
+    totals = [score.total for score in job.score(items, reading)]
+    return [likeliest(totals[2 * number : 2 * number + 2]) == answer for number, answer in enumerate(answers)]
 
 
 CBT_ROWS = (_cbt("cbt-cn", "CBT-CN"), _cbt("cbt-ne", "CBT-NE"))

@@ -65,7 +65,7 @@ def table_text(found: Found, field: str) -> str:
     """The text of a tokenised set: the file's, or, of the hub's tables, its rows as lines with their white space."""
     if not found.is_table:
         return found.text()
-    lines = [str(line) for line in found.column(field)]
+    lines = found.texts(field)
     return "".join(line if line.endswith("\n") else f" {line.strip()} \n" if line.strip() else " \n" for line in lines)
 
 

@@ -89,18 +89,18 @@ def overlap(
     """
     if n < 1:
         raise BadOption(f"n is {n}; runs of words have at least 1.")
-    words = [np.concatenate([_NONE, *_hashes(each.text)]) for each in documents]
-    grams = [_grams(each, n) for each in words]
-    wanted = _Wanted(np.concatenate([_NONE, *grams]))
+    words = [np.concatenate([_NONE, *word_hashes(each.text)]) for each in documents]
+    grams = [gram_hashes(each, n) for each in words]
+    wanted = Wanted(np.concatenate([_NONE, *grams]))
     if not len(wanted.known):
         raise BadData(f"None of the texts has {n} words in a row, so there is nothing to look for.")
     read = read_words = 0
     for text in corpus:
         before = _NONE
-        for part in _hashes(text):
+        for part in word_hashes(text):
             # Runs that begin in the part before this one are seen too.
             before = np.concatenate([before, part])
-            wanted.look(_grams(before, n))
+            wanted.look(gram_hashes(before, n))
             before = before[max(0, len(before) - n + 1) :]
             read_words += len(part)
         read += 1
@@ -122,7 +122,7 @@ def overlap(
     return Study(n, total, tuple(found), read, read_words)
 
 
-def _overlap(document: "Document", words: int, grams: Hashes, wanted: "_Wanted", n: int) -> Overlap:
+def _overlap(document: "Document", words: int, grams: Hashes, wanted: "Wanted", n: int) -> Overlap:
     met = wanted.found(grams)
     # Where runs of found n-grams begin and end.
     turns = np.flatnonzero(np.diff(np.concatenate([[False], met, [False]]).astype(np.int8)))
@@ -141,7 +141,7 @@ def _overlap(document: "Document", words: int, grams: Hashes, wanted: "_Wanted",
 _NONE: Hashes = np.zeros(0, dtype=np.uint64)
 
 
-def _hashes(text: str) -> Iterator[Hashes]:
+def word_hashes(text: str) -> Iterator[Hashes]:
     """The words of a text as 64-bit hashes (of this process alone), in order, a part of the text at a time."""
     start = 0
     while start < len(text):
@@ -154,7 +154,7 @@ def _hashes(text: str) -> Iterator[Hashes]:
         start = end
 
 
-def _grams(words: Hashes, n: int) -> Hashes:
+def gram_hashes(words: Hashes, n: int) -> Hashes:
     """A hash for every run of n words, in order; none for a shorter text."""
     count = len(words) - n + 1
     if count <= 0:
@@ -165,7 +165,7 @@ def _grams(words: Hashes, n: int) -> Hashes:
     return mixed ^ (mixed >> _HALF)
 
 
-class _Wanted:
+class Wanted:
     """N-grams that are looked for: known, their sorted distinct hashes; met, which of them were seen."""
 
     def __init__(self, hashes: Hashes) -> None:
@@ -177,12 +177,14 @@ class _Wanted:
         self._beginnings = np.zeros(2**bits, dtype=bool)
         self._beginnings[self.known >> self._shift] = True
 
-    def look(self, hashes: Hashes) -> None:
-        """Marks those that are among these."""
+    def look(self, hashes: Hashes) -> npt.NDArray[np.int64]:
+        """Marks those that are among these; their places in `known`, one for each of these that is there."""
         likely = hashes[self._beginnings[hashes >> self._shift]]
-        places = np.searchsorted(self.known, likely)
+        places: npt.NDArray[np.int64] = np.searchsorted(self.known, likely)
         places[places == len(self.known)] = 0
-        self.met[places[self.known[places] == likely]] = True
+        places = places[self.known[places] == likely]
+        self.met[places] = True
+        return places
 
     def found(self, hashes: Hashes) -> npt.NDArray[np.bool_]:
         """Whether each of these, all of them known, was met."""
@@ -195,12 +197,13 @@ def corpus_texts(path: str) -> Iterator[str]:
     Text is what `gpt2 corpus build` reads (.txt, .md, .jsonl and .parquet, compressed too); pages must be built into a
     corpus first. Raises BadData, naming the place, for what is not there, is damaged or cannot be read.
     """
+    from gpt2.evaluation.texts import read_texts
     from gpt2.training.data import is_tokens
 
     place = Path(path).expanduser()
     if place.exists() and is_tokens(place):
         return _shard_texts(place)
-    return _file_texts(path)
+    return (document.text for document in read_texts([path], strict=False))
 
 
 def _shard_texts(place: Path) -> Iterator[str]:
@@ -232,15 +235,3 @@ def _decoded(shards: "Shards", tokenizer: "Tokenizer") -> Iterator[str]:
 def _text(parts: Sequence[npt.NDArray[np.int32]], end: int, tokenizer: "Tokenizer") -> str:
     ids = np.concatenate(parts) if parts else np.zeros(0, dtype=np.int32)
     return tokenizer.decode(ids[ids != end])
-
-
-def _file_texts(path: str) -> Iterator[str]:
-    from gpt2.corpus.documents import Problems, ReadOptions
-    from gpt2.corpus.sources import find, read
-
-    sources = find([path])
-    for source in sources:
-        if source.kind in ("html", "warc"):
-            raise BadData(f"{source.name} holds pages, not text; make a corpus of them first (`gpt2 corpus build`).")
-    options = ReadOptions(broken="refuse")
-    return (document.text for source in sources for document in read(source, Problems(), options))

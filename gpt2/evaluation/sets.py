@@ -228,6 +228,15 @@ class Found:
                 raise BadData(f'{self.where}, record {number}: there is no field "{name}"; there are {there}.')
         return [record[name] for record in records]
 
+    def texts(self, name: str) -> list[str]:
+        """A field of texts. Raises BadData, naming the record, for one that holds something else, or null."""
+        values = self.column(name)
+        for number, value in enumerate(values, 1):
+            if not isinstance(value, str):
+                what = "null" if value is None else f"of type {type(value).__name__}"
+                raise BadData(f'{self.where}, record {number}: the field "{name}" is {what}, not text.')
+        return values
+
     @property
     def is_table(self) -> bool:
         """Whether this is a parquet file, as the hub has them."""

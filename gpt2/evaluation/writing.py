@@ -60,10 +60,10 @@ def _articles(found: Found) -> list[tuple[str, str]]:
     """Articles and their highlights, which get a line for each sentence."""
     pairs = []
     for number, (article, highlights) in enumerate(
-        zip(found.column("article"), found.column("highlights"), strict=True), 1
+        zip(found.texts("article"), found.texts("highlights"), strict=True), 1
     ):
-        if not isinstance(article, str) or not isinstance(highlights, str) or not article.strip():
-            raise BadData(f"{found.where}, record {number}: article and highlights must be texts.")
+        if not article.strip():
+            raise BadData(f"{found.where}, record {number}: its article is empty.")
         pairs.append((article, "\n".join(sentences(highlights))))
     if not pairs:
         raise BadData(f"{found.where} holds no articles.")

@@ -83,8 +83,9 @@ def again(options: TrainingOptions, data: Sequence[Path], run: RunFolder, note: 
     network, tokenizer, state, files = run.checkpoints.load()
     _tell_rate(state.get("options", {}), options, state["step"], note)
     tokens = run.work.open(data, options, tokenizer, note)
-    options, vocab_size, window = _resolved(options, device, tokens, note, ranks)
-    with explained(options, device, vocab_size, window, ranks=ranks):
+    then = f" Change it {run.again}."
+    options, vocab_size, window = _resolved(options, device, tokens, note, ranks, then)
+    with explained(options, device, vocab_size, window, then, ranks):
         # A checkpoint has the recipe's dropout in its own configuration, but an adapter's base has another's.
         config = network.config
         now = (config.embd_pdrop, config.resid_pdrop, config.attn_pdrop)
@@ -138,12 +139,13 @@ def is_path(model: str) -> bool:
 
 
 def _resolved(
-    options: TrainingOptions, device: torch.device, data: Material, note: Note, ranks: Ranks
+    options: TrainingOptions, device: torch.device, data: Material, note: Note, ranks: Ranks, then: str = ""
 ) -> tuple[TrainingOptions, int, int]:
     """The options with a micro-batch, size of the vocabulary, tokens in a row; how the run is shared is decided.
 
-    The micro-batch is written down with the run: dropout is a function of it, so a resumed run has to have the same.
-    Raises BadOption if a step cannot fit into memory.
+    The micro-batch is written down with the run: dropout is a function of it, so a resumed run has to have the same,
+    and where it has too many processes for that, it is told. Raises BadOption, which `then` ends, if a step cannot fit
+    into memory.
     """
     vocab_size, window = data.tokenizer.vocab_size, data.batches(options).window
     if window < options.context and isinstance(data, Text):
@@ -151,7 +153,13 @@ def _resolved(
     ranks.decide(options.model_config(vocab_size).parameters, device)
     rows = ranks.agreed(micro_batch(options, vocab_size, window, device, ranks))
     options = dataclasses.replace(options, micro_batch_size=rows)
-    check_memory(options, device, vocab_size, window, ranks)
+    check_memory(options, device, vocab_size, window, ranks, then)
+    if (options.dropout or options.attention_dropout) and (fewer := options.rows_at_once(ranks.size)) < rows:
+        note(
+            f"dropout is drawn for {rows} sequences at a time, but each of {ranks.size} processes has "
+            f"{options.share(ranks.size)}, so it is drawn for {fewer}: the losses are not those of fewer processes "
+            f"(--micro-batch-size {fewer} from the start makes them so)"
+        )
     return options, vocab_size, window
 
 

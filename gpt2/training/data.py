@@ -168,10 +168,18 @@ def _open_tokens(
         return Data(shards, held, held.text_bytes, digest.hexdigest(), tokenizer)
     cut = len(shards) if options.validation == 0 else int(len(shards) * (1 - options.validation))
     if options.validation and not 2 <= cut <= len(shards) - 2:
-        raise BadData(f"{len(shards)} tokens cannot be split into training and validation.")
+        raise BadData(
+            f"{training[0]}: {len(shards)} tokens cannot be split into training and validation. Give more, another "
+            "share (--validation), or a file for validation; --validation 0 holds nothing out."
+        )
     if options.validation:
         share = f"{100 * options.validation:.4g} %"
-        note(f"{training[0].parent} has no validation files: the last {share} of its tokens is held out")
+        if training[0] in paths:
+            note(f"no file for validation was named: the last {share} of the tokens is held out")
+        else:
+            folder = training[0].parent
+            where = folder if folder.name not in ("", "..") else f"the folder {folder.resolve()}"
+            note(f"{where} has no validation files: the last {share} of its tokens is held out")
     digest = hashlib.sha256(f"{shards.fingerprint} {cut}".encode())
     return Data(Part(shards, 0, cut), Part(shards, cut, len(shards) - cut), None, digest.hexdigest(), tokenizer)
 

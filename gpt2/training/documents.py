@@ -141,7 +141,10 @@ def split(documents: Iterable[str], share: float) -> Split:
         text = documents[0]
         cut = int(len(text) * (1 - share))
         if not 0 < cut < len(text):
-            raise BadData(f"A text of {len(text)} characters cannot be split into training and validation.")
+            raise BadData(
+                f"A text of {len(text)} characters cannot be split into training and validation; give more, or "
+                "--validation 0, which holds nothing out."
+            )
         return Split([text[:cut]], [text[cut:]])
     hashes = np.array([digest(text.encode("utf-8", "surrogatepass"))[0] for text in documents], dtype=np.uint64)
     held = held_out(hashes, share)

@@ -123,6 +123,8 @@ def resume(
     if its data has changed.
     """
     run, options, data = RunFolder.open(out, work)
+    # Before the options are looked at together: a warm-up that does not fit into so few steps is the lesser trouble.
+    _check_steps(run, (changes or {}).get("steps", options.steps))
     options = options.changed(changes or {})
     files = [Path(path) for path in data]
     with started(options.parallel, begin.device_of(options)) as ranks:
@@ -134,8 +136,6 @@ def resume(
             else:
                 state = run.checkpoints.state()
                 _check_unchanged(run, options, state, allow_changes)
-                if options.steps < state["step"]:
-                    raise BadOption(f"{out} is at step {state['step']} already, past {options.steps} steps.")
                 start = begin.again(options, files, run, reporter.note, ranks)
                 if start.data.fingerprint != state["data"] and not allow_changes:
                     raise BadData(
@@ -149,6 +149,14 @@ def resume(
                 run.write_recipe(start.options, data)
                 run.take_up(start.first_step, going.best_step, options.keep)
             return going.go()
+
+
+def _check_steps(run: RunFolder, steps: object) -> None:
+    """Raises BadOption for a run that is past so many steps."""
+    if isinstance(steps, int) and run.checkpoints.pointed() is not None:
+        done = run.checkpoints.state()["step"]
+        if steps < done:
+            raise BadOption(f"{run.path} is at step {done:,} already, past {steps:,} steps; choose more --steps.")
 
 
 def _check_unchanged(run: RunFolder, options: TrainingOptions, state: Mapping[str, Any], allow: bool) -> None:
@@ -221,7 +229,7 @@ class _Run:
         with (
             self._trackers() as trackers,
             stop_requests() as stop,
-            explained(options, device, self.tokenizer.vocab_size, self.window, f" {self._change}", ranks),
+            explained(options, device, self.tokenizer.vocab_size, self.window, f" Change it {folder.again}.", ranks),
         ):
             # A kill may have come between a checkpoint and the evaluation of its weights.
             done = sum(line["step"] == step and "validation_loss" in line for line in metrics)
@@ -264,7 +272,7 @@ class _Run:
                 scored = max(1, done if step == self.first_step else 1)
                 validation = self._evaluate(step, trackers, scored, last=True) or validation
             if unreadable := ranks.heard(None if lost is None else str(lost)):
-                raise BadData(unreadable)
+                raise self._lost(unreadable)
         if ranks.is_first:
             with folder.checkpoints.writing("loss.png"):
                 draw_losses(folder.metrics(), folder.path / "loss.png", reporter.note)
@@ -287,7 +295,7 @@ class _Run:
         """what: figures that are not finite, of the weights after so many steps, seen at step `at`. A checkpoint of
         these weights is none to go on from."""
         latest, older = self.folder.checkpoints.pointed(), self.folder.checkpoints.before(weights)
-        lower = f"lower learning_rate {self._again}"
+        lower = f"lower learning_rate {self.folder.again}"
         if latest is None:
             advice = f"No checkpoint was written yet; {lower}"
         elif latest == older:
@@ -302,17 +310,13 @@ class _Run:
             )
         return Error(f"At step {at} {what}. {advice}.")
 
-    @property
-    def _again(self) -> str:
-        """Where to change an option that a run cannot go on with, and how to go on."""
-        begun = self.folder.checkpoints.pointed() is not None
-        command = f"{self.folder.work.command} --resume {self.folder.path}"
-        go_on = f"`{command}{' --allow-changes' if begun else ''}`"
-        return f"in {self.folder.path / 'recipe.toml'}, and {'go on' if begun else 'begin again'} with {go_on}"
-
-    @property
-    def _change(self) -> str:
-        return f"Change it {self._again}."
+    def _lost(self, what: str) -> BadData:
+        """The error for data that went away, or was damaged, in mid-run."""
+        saved = f"Step {self.saved} is saved" if self.saved else "No step is saved yet"
+        return BadData(
+            f"{what} {saved}; restore the file and {'go on' if self.saved else 'begin again'} with "
+            f"`{self.folder.command}`."
+        )
 
     def _trackers(self) -> Trackers:
         return Trackers(
@@ -336,11 +340,11 @@ class _Run:
         for number, ids in list(enumerate(self.validation.due(step, last)))[done:]:
             try:
                 scored = self.validation.score(ids, self.step, self.window)
-            except BadData:
+            except BadData as error:
                 # Several processes cannot: the others do not know.
                 if self.saved < step and self.ranks.size == 1:
                     self._save(step)
-                raise
+                raise self._lost(str(error)) from None
             if not math.isfinite(scored.nats):
                 raise self._diverged(step, f"the validation loss is {scored.nats}", step)
             first = number == 0

@@ -174,8 +174,9 @@ def check_memory(
     vocab_size: int,
     window: int | None = None,
     ranks: "Ranks | None" = None,
+    then: str = "",
 ) -> None:
-    """Raises BadOption, with what would fit, for a run that this machine has no room for.
+    """Raises BadOption, with what would fit, for a run that this machine has no room for. `then` ends the message.
 
     window: tokens a row, None before the data is known: then the weights alone are weighed. What a pass keeps is
     counted half, since compiling saves some of it: only what cannot work is refused. ranks: the processes, each on a
@@ -188,11 +189,11 @@ def check_memory(
         size = _gigabytes(options.batch_size * row)
         raise BadOption(
             f"The token ids alone of {options.batch_size:,} sequences a step take {size}, but there are "
-            f"{_gigabytes(total)} of memory in all; --batch-size {total // 4 // row} would fit."
+            f"{_gigabytes(total)} of memory in all; --batch-size {total // 4 // row} would fit.{then}"
         )
     needed = need(options, vocab_size, window or options.context, *_shared_by(ranks))
     if total is not None and needed.state + (needed.batch // 2 if window else 0) > total:
-        raise BadOption(_advice(options, device, vocab_size, window or options.context, ranks))
+        raise BadOption(_advice(options, device, vocab_size, window or options.context, ranks) + then)
 
 
 @contextmanager

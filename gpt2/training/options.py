@@ -39,13 +39,22 @@ class TrainingOptions:
     n_embd: int = _option(384, "Width of the model.", least=1)
     context: int = _option(256, "Window in tokens (n_positions).", least=1)
     vocab_size: int = _option(0, "Learn a vocabulary of this many tokens on the training text; 0: GPT-2's own 50,257.")
-    dropout: float = _option(0.0, "Dropout on the embedding and on what each block adds.", below=1)
+    dropout: float = _option(
+        0.0,
+        "Dropout on the embedding and on what each block adds. Its masks are drawn for a micro-batch at a time, so set "
+        "micro_batch_size where the number of processes will change.",
+        below=1,
+    )
     attention_dropout: float = _option(0.0, "Dropout on attention weights (slow on a CPU).", below=1)
 
     steps: int = _option(1000, "Optimiser steps.", least=1)
     batch_size: int = _option(32, "Sequences per step.", least=1)
     batch_tokens: int = _option(0, "Tokens per step, instead of batch_size; 0: batch_size says.")
-    micro_batch_size: int = _option(0, "Sequences per forward pass; gradients add up to the batch. 0: what fits.")
+    micro_batch_size: int = _option(
+        0,
+        "Sequences per forward pass; gradients add up to the batch. 0: what fits; a resumed run keeps it. With dropout "
+        "other numbers of processes learn the same only where it divides the share that each has of a batch.",
+    )
     optimizer: str = _option("adamw", "adamw, or muon (Muon for the blocks' matrices and AdamW for the rest).")
     learning_rate: float = _option(1e-3, "Highest learning rate; of muon's matrices, matched to AdamW's steps.")
     adamw_share: float = _option(1.0, "Learning rate of what AdamW moves beside muon, as a share of learning_rate.")
@@ -98,7 +107,7 @@ class TrainingOptions:
             decay = f", the last {self._decay_steps:,} of which decay" if self.schedule == "wsd" else ""
             raise BadOption(
                 f"warmup_steps = {self.warmup_steps:,} does not fit into a run of {self.steps:,} steps{decay}; "
-                f"choose fewer, such as --warmup-steps {self._usual_warmup}."
+                f"choose more --steps, or for a new run --warmup-steps {self._usual_warmup}."
             )
         if self.batch_tokens:
             if self.batch_tokens % self.context:
@@ -162,6 +171,11 @@ class TrainingOptions:
                 "choose another number of either."
             )
         return share
+
+    def rows_at_once(self, processes: int = 1) -> int:
+        """Sequences of a forward pass on each of many processes: a micro-batch, or what divides it and their share."""
+        share = self.share(processes)
+        return math.gcd(share, self.micro_batch_size or share)
 
     def with_rows(self, rows: int, processes: int = 1) -> "TrainingOptions":
         """The options with a batch that is one pass of `rows` sequences on each process."""

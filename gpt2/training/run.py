@@ -49,10 +49,7 @@ class RunFolder:
         above, made = path.absolute(), cls(path, work)
         try:
             if path.exists() and (not path.is_dir() or not all(_is_nothing(file) for file in path.iterdir())):
-                raise BadOption(
-                    f"{path} is there already; choose another --out, or go on with "
-                    f"`{made.work.command} --resume {path}`."
-                )
+                raise BadOption(f"{path} is there already; choose another --out, or go on with `{made.command}`.")
             while not above.exists():
                 above = above.parent
             # Only trying tells: permissions, read-only disks and full ones have nothing else in common.
@@ -78,6 +75,18 @@ class RunFolder:
         if work is None and isinstance(run, dict) and "finetune" in run:
             raise BadOption(f"{path} is a fine-tuning; go on with `gpt2 finetune --resume {path}`.")
         return cls(path, work), options, data
+
+    @property
+    def command(self) -> str:
+        """What goes on with this run."""
+        return f"{self.work.command} --resume {self.path}"
+
+    @property
+    def again(self) -> str:
+        """Where to change an option that a run cannot go on with, and how to go on."""
+        begun = self.checkpoints.pointed() is not None
+        go_on = f"`{self.command}{' --allow-changes' if begun else ''}`"
+        return f"in {self.path / 'recipe.toml'}, and {'go on' if begun else 'begin again'} with {go_on}"
 
     def write_recipe(self, options: TrainingOptions, data: list[str]) -> None:
         """Writes the resolved options and the data's paths."""

@@ -41,7 +41,7 @@ class Step:
     def __init__(self, network: GPT2, options: TrainingOptions, ranks: Ranks) -> None:
         self.options, self.ranks, self.network = options, ranks, network
         share = options.share(ranks.size)
-        self.micro_batch_size = math.gcd(share, options.micro_batch_size or share)
+        self.micro_batch_size = options.rows_at_once(ranks.size)
         self.rows = range(ranks.rank * share, (ranks.rank + 1) * share)
         self._device = network.device
         self.loss = ranks.wrap(Loss(network, options.dtype, options.compile))

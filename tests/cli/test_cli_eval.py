@@ -3,8 +3,10 @@
 With --harness and --overlap too; what those count is tested in tests/unit.
 """
 
+import gzip
 import json
 import math
+import os
 import sys
 from pathlib import Path
 
@@ -12,8 +14,9 @@ import pytest
 import torch
 
 from gpt2.checkpoint import load, write_directory
-from tests.generation_models import SHAPE, model, scripted
+from tests.generation_models import SHAPE, model, scripted, small_tokenizer
 from tests.harness_tasks import made_up, write_tasks
+from tests.unit.test_training_data import corpus
 
 TEXT = "The cat sat on the mat, and the dog sat on the cat. " * 3
 
@@ -91,6 +94,53 @@ def test_people_see_figures_protocol_table_and_passages(gpt2, model_path, text_p
     assert few["documents"] == found["documents"][:2]
 
 
+def test_compressed_files_and_tables_are_read_a_record_at_a_time(gpt2, model_path, tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    texts = [TEXT[:30], TEXT[30:70], TEXT[70:]]
+    lines = "".join(json.dumps({"body": text}) + "\n" for text in texts).encode()
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines))
+    with pa.CompressedOutputStream(str(tmp_path / "b.jsonl.zst"), "zstd") as file:
+        file.write(lines)
+    parquet.write_table(pa.table({"body": texts, "number": [1, 2, 3]}), tmp_path / "c.parquet")
+    asked = ("--model", model_path, "--text-field", "body", "--json")
+    plain = None
+    for name in ("a.jsonl.gz", "b.jsonl.zst", "c.parquet"):
+        found = gpt2("eval", str(tmp_path / name), *asked).json
+        assert [each["name"] for each in found["documents"]] == [f"{tmp_path / name} #{n}" for n in (1, 2, 3)]
+        figures = [each["nats_per_token"] for each in found["documents"]]
+        plain = plain or figures
+        assert figures == plain
+    whole = gpt2("eval", str(tmp_path), *asked).json
+    assert [each["nats_per_token"] for each in whole["documents"]] == plain * 3
+    # A name's ending that says nothing is text, compressed or not.
+    (tmp_path / "wiki.test.raw").write_text(TEXT, encoding="utf-8")
+    (tmp_path / "wiki.test.raw.gz").write_bytes(gzip.compress(TEXT.encode()))
+    for name in ("wiki.test.raw", "wiki.test.raw.gz"):
+        [document] = gpt2("eval", str(tmp_path / name), "--model", model_path, "--json").json["documents"]
+        assert (document["name"], document["bytes"]) == (str(tmp_path / name), len(TEXT))
+
+
+def test_a_missing_extra_a_corpus_and_end_of_text_in_a_text(gpt2, model_path, tmp_path, monkeypatch):
+    folder = corpus(tmp_path / "corpus", small_tokenizer(), ["a text"])
+    answer = gpt2("eval", str(folder), "--model", model_path)
+    assert (answer.code, answer.err.count("\n")) == (2, 1)
+    assert "is a corpus of tokens; it holds no text to read" in answer.err
+    (folder / "corpus.json").write_text('{"format": "gpt2-corpus 1"}', encoding="utf-8")
+    assert "corpus is a corpus; name it itself" in gpt2("eval", str(tmp_path), "--model", model_path).err
+    spelt = tmp_path / "spelt.jsonl"
+    spelt.write_text('{"text": "a<|endoftext|>b"}\n' * 2, encoding="utf-8")
+    answer = gpt2("eval", str(spelt), "--model", model_path)
+    assert answer.code == 0
+    assert answer.err.count("spells <|endoftext|> in its text") == 1
+    (tmp_path / "a.txt.zst").write_bytes(b"x")
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    answer = gpt2("eval", str(tmp_path / "a.txt.zst"), "--model", model_path)
+    assert (answer.code, answer.err.count("\n")) == (2, 1)
+    assert "needs pyarrow: install the extra `corpus`" in answer.err
+
+
 def test_standard_input(gpt2, model_path, text_path):
     answer = gpt2("eval", "-", "--model", model_path, "--json", stdin=TEXT.encode()).json
     assert answer["documents"][0]["name"] == "standard input"
@@ -130,10 +180,16 @@ def test_every_width(gpt2, wide_path, text_path, dtype):
     ("name", "data", "message"),
     [
         ("empty.txt", b"", "empty.txt holds no text to score"),
-        ("binary.txt", b"\x7fELF\x02\x01\x01\x00\x00\x00", "binary.txt holds zero bytes, so it is no text"),
-        ("latin.txt", "café".encode("latin-1"), "latin.txt is not UTF-8 text: byte 3 is 0xe9"),
-        ("broken.jsonl", b'{"text": "fine"}\n{"text": ', "broken.jsonl, line 2: expected a JSON object"),
-        ("other.jsonl", b'{"body": "fine"}', 'other.jsonl, line 1: expected a JSON object with a field "text"'),
+        ("binary.txt", b"\x7fELF\x02\x01\x01\x00\x00\x00", "binary.txt: binary file (it holds zero bytes"),
+        ("late.txt", b"a" * 9000 + b"\0", "late.txt holds zero bytes, so it is no text"),
+        ("latin.txt", "café".encode("latin-1"), "latin.txt: invalid UTF-8 (byte 3 is 0xe9)"),
+        ("broken.jsonl", b'{"text": "fine"}\n{"text": ', "broken.jsonl, line 2: broken JSON"),
+        ("other.jsonl", b'{"body": "fine"}', 'there is no field "text"; there are "body". Name the right field'),
+        ("some.jsonl", b'{"text": "a"}\n{"body": "b"}', 'some.jsonl, line 2: no text field (there is no field "text"'),
+        ("half.jsonl", b'{"text": "\\ud83d"}', "half.jsonl, line 1: lone surrogate"),
+        ("cut.txt.gz", gzip.compress(os.urandom(9000).hex().encode())[:5000], "cut.txt.gz: broken compression"),
+        ("no.parquet", b"PAR1", "no.parquet: broken parquet"),
+        ("page.html", b"<p>hi", "page.html holds a page, not text"),
     ],
 )
 def test_bad_files_are_one_sentence(gpt2, model_path, tmp_path, name, data, message):
@@ -152,7 +208,7 @@ def test_bad_files_are_one_sentence(gpt2, model_path, tmp_path, name, data, mess
         (["--stride", "9", "--window", "8"], "--stride is 9; it must be between 1 and the window, 8"),
         (["--window", "64"], "window is 64; it must be between 1 and the model's window, 32"),
         (["--limit", "0"], "--limit"),
-        (["/nowhere.txt"], "/nowhere.txt is no file and no folder"),
+        (["/nowhere.txt"], "/nowhere.txt is not here: no file, no folder"),
         (["-", "-"], "can be read once"),
         (["--model", "./nowhere"], "There is no file or folder"),
     ],
@@ -279,6 +335,7 @@ def test_overlap_of_what_the_model_writes(gpt2, tmp_path):
     [
         (["--harness", "a", "--overlap", "b"], "--harness or --overlap, not both"),
         (["--harness", "a", "x.txt"], "leave the files out"),
+        (["--harness", "a", "--text-field", "x"], "--text-field means nothing without files"),
         (["--harness", "a", "--stride", "4"], "--stride means nothing with --harness"),
         (["--harness", "a", "--hardest", "4"], "--hardest means nothing with --harness"),
         (["--harness", "a", "--samples", "4"], "--samples means nothing with --harness"),

@@ -10,7 +10,7 @@ import pytest
 
 from gpt2.corpus import documents as kinds
 from gpt2.corpus.documents import Document, Problems
-from gpt2.corpus.extract import EXTRACTORS, check_extractor, decode, extract
+from gpt2.corpus.extract import EXTRACTORS, check_extractor, decode, extract, own_address
 from gpt2.errors import BadData, BadOption, Unavailable
 
 pytest.importorskip("resiliparse")
@@ -42,6 +42,32 @@ def test_the_article_stays_and_what_stands_beside_it_goes(extractor):
     assert document.metadata == {"title": "Ferries of the river", "date": "2019"}
     # Paragraphs stay apart.
     assert document.text.count("\n") >= 3
+
+
+@pytest.mark.parametrize(
+    ("head", "address"),
+    [
+        ('<link rel="canonical" href=" https://a.org/x?a=1&amp;b=2 ">', "https://a.org/x?a=1&b=2"),
+        ("<LINK REL='Canonical nofollow' HREF=HTTP://a.org/x>", "HTTP://a.org/x"),
+        ('<meta property="og:url" content="http://b.org"><link rel=canonical href=https://a.org>', "https://a.org"),
+        ('<link rel=canonical href=/x><meta property="og:url" content="http://b.org">', "http://b.org"),
+        ('<link rel=canonical href="//a.org/x">', None),
+        ('<link rel=canonical href="ftp://a.org/x">', None),
+        ('<link rel=canonical href="https://"><link rel=canonical>', None),
+        ('<link rel=stylesheet href="https://a.org/x.css"><meta name=author content=http://b.org>', None),
+        ("</head><body><link rel=canonical href=https://a.org>", None),
+        ("", None),
+    ],
+)
+def test_a_pages_own_address_is_a_whole_one_in_its_head(head, address):
+    page = f"<html><head><title>A page</title>{head}</head><body><p>Text.</p></body></html>"
+    assert own_address(page.encode()) == address
+    assert own_address(b"\xff\xfe" + page.encode("utf-16-le")) == address
+
+
+@pytest.mark.parametrize("page", [b"", b"\x00\xff", b"<", b"plain text"])
+def test_what_has_no_head_has_no_address(page):
+    assert own_address(page) is None
 
 
 def test_what_is_no_page_comes_back_as_it_is():

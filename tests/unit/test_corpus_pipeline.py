@@ -9,13 +9,14 @@ import os
 import random
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from gpt2 import corpus
-from gpt2.corpus import CorpusOptions, Document, engine, parts, stages
+from gpt2.corpus import CorpusOptions, Document, engine, fates, parts, stages
 from gpt2.corpus.filters import FilterOptions
 from gpt2.corpus.sources import Source
 from gpt2.errors import BadData, BadOption, Notice, Unavailable
@@ -145,6 +146,82 @@ def test_without_addresses_wikipedia_cannot_be_known_and_that_is_counted(tmp_pat
     problem = report["problems"]["no address, by which Wikipedia is known"]
     assert problem == {"count": 1, "example": "a.jsonl#2", "what": "kept"}
     assert report["total"]["documents"] == 2
+
+
+def test_saved_pages_are_chosen_by_the_addresses_that_they_say_are_theirs(tmp_path):
+    pytest.importorskip("resiliparse")
+    addresses = {
+        "linked": "https://www.example.org/linked/",
+        "poor": "https://example.org/poor",
+        "other": "https://example.org/other",
+        "wiki": "https://de.wikipedia.org/wiki/Haus",
+        "none": "/linked",
+    }
+    pages = tmp_path / "pages"
+    pages.mkdir()
+    for name, address in addresses.items():
+        head = f'<link rel="canonical" href="{address}">'
+        body = f"<p>The page called {name} has a sentence or two. They are its own, and no other page has them.</p>"
+        (pages / f"{name}.html").write_text(f"<html><head>{head}</head><body>{body}</body></html>")
+    scores = {"http://example.org/linked": 3, "http://example.org/poor": 2, "http://de.wikipedia.org/wiki/Haus": 9}
+    lines = [json.dumps({"url": url, "score": score}) + "\n" for url, score in scores.items()]
+    (tmp_path / "links.jsonl").write_text("".join(lines))
+
+    def built(name: str, **filters: object) -> tuple[list[str], dict]:
+        options = CorpusOptions(near=False, validation=0.0, extractor="resiliparse", filters=FilterOptions(**filters))
+        report = corpus.build([str(pages)], tmp_path / name, options, workers=1)
+        return [text.split()[3] for text in texts(tmp_path / name, "train")], report
+
+    kept, report = built("links", links=tmp_path / "links.jsonl", wikipedia=False)
+    assert kept == ["linked"]
+    dropped = {step: row[0] for step, row in report["sets"]["pages"].items() if ":" in step}
+    assert dropped == {
+        "links: not linked with a score of 3": 2,
+        "links: page without an address": 1,
+        "wikipedia: page of Wikipedia": 1,
+    }
+    assert report["problems"] == {
+        "address as the page itself says it": {"count": 4, "example": "pages/linked.html#1", "what": "kept"}
+    }
+    kept, report = built("wikipedia", wikipedia=False)
+    assert sorted(kept) == ["linked", "none", "other", "poor"]
+    assert report["problems"]["no address, by which Wikipedia is known"]["example"] == "pages/none.html#1"
+    kept, report = built("all")
+    assert (len(kept), report["problems"]) == (5, {}), "addresses that choose nothing are not looked for"
+
+
+def test_what_a_worker_holds_does_not_grow_with_the_documents(tmp_path, monkeypatch):
+    """Of few documents and of many, a stretch of the same size costs the same."""
+    monkeypatch.setattr(fates, "_STRETCH_BYTES", (5_000, 5_000))
+    monkeypatch.setattr(fates, "_FATES", 1000)
+    monkeypatch.setattr(parts, "_RECORDS", 1000)
+    write_tokenizer(byte_tokenizer(), tmp_path / "tokenizer")
+    most = {}
+    for count in (10_000, 500_000):
+        part = parts.Part(tmp_path / f"{count}")
+        part.folder.mkdir()
+        (part.folder / "text").write_bytes(b"".join(b"%09d\n" % number for number in range(count)))
+        (part.folder / "counts.json").write_text('{"sets": ["one"]}')
+        records = np.zeros(count, parts.RECORD)
+        records["bytes"] = 10
+        records.tofile(part.folder / "documents")
+        chosen = np.full(count, fates.TRAIN, np.uint8)
+        chosen[::2] = fates.EXACT
+        chosen.tofile(tmp_path / f"fates-{count}")
+        plan = tuple(fates.share_out(parts.Parts([part]), chosen))
+        making = stages.MakeShards(
+            tmp_path / f"shards-{count}", (part,), tmp_path / f"fates-{count}", tmp_path / "tokenizer", plan, False
+        )
+        del records, chosen
+        making(0, lambda done: None)  # what is read once and kept
+        tracemalloc.start()
+        making(len(plan) - 1, lambda done: None)
+        most[count] = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        shards = open_shards(making.shards(len(plan) - 1))
+        last = byte_tokenizer().decode_bytes(shards.read(len(shards) - 10, 10).tolist())
+        assert last == b"%09d\n" % (count - 1)
+    assert most[500_000] < most[10_000] + 100_000, f"{(most[500_000] - most[10_000]) / 490_000:.1f} bytes a document"
 
 
 def test_how_sources_are_bundled_changes_no_byte(folder, tmp_path, monkeypatch):

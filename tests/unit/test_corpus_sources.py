@@ -234,6 +234,27 @@ def test_bad_input_is_counted_with_its_place_or_refused(tmp_path, case):
         everything(tmp_path / name, invalid="refuse", broken="refuse")
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        bytes(random.Random(1).choices(range(1, 256), k=5000)),
+        "Съешь ещё этих мягких французских булок, да выпей чаю.".encode("cp1251"),
+    ],
+    ids=["random", "older encoding"],
+)
+def test_a_text_that_replacing_would_leave_little_of_is_no_text(tmp_path, data):
+    (tmp_path / "a.txt").write_bytes(data)
+    (tmp_path / "b.txt").write_bytes("Zwölf Boxkämpfer jagen Viktor quer über den Sylter Deich".encode("latin-1"))
+    documents, problems = everything(tmp_path)
+    assert [document.text[:4] for document in documents] == ["Zw\ufffdl"]
+    assert problems.counts == {kinds.BINARY: 1, kinds.INVALID_TEXT: 1}
+    assert "a.txt: few of its bytes are UTF-8" in problems.examples[kinds.BINARY]
+    with pytest.raises(BadData, match=r"a\.txt: binary file, few of its bytes are UTF-8"):
+        everything(tmp_path, broken="refuse")
+    with pytest.raises(BadData, match=r"a\.txt: invalid UTF-8, byte \d"):
+        everything(tmp_path, invalid="refuse")
+
+
 @pytest.mark.parametrize("suffix", ["gz", "zst"])
 def test_what_stands_before_the_damage_is_read(tmp_path, suffix):
     path = tmp_path / f"a.jsonl.{suffix}"

@@ -3,14 +3,17 @@
 import gzip
 import json
 import random
+import socket
 from pathlib import Path
 
 import pytest
 
+from gpt2 import corpus
 from gpt2.corpus import documents as kinds
 from gpt2.corpus import warc
 from gpt2.corpus.documents import Document, Problems, ReadOptions
 from gpt2.corpus.extract import extract
+from gpt2.corpus.hub import check_hub
 from gpt2.corpus.sources import find, read
 from gpt2.errors import BadData, Unavailable
 
@@ -190,6 +193,31 @@ def test_a_hub_that_does_not_answer_is_named(monkeypatch):
     (source,) = find(["owner/name"])
     with pytest.raises(Unavailable, match=r"owner/name is no file or folder here, .* on the Hub \(offline\)$"):
         list(read(source, Problems()))
+
+
+@pytest.fixture
+def no_hub(monkeypatch):
+    """A hub that refuses every connection, and a library that must not be asked to stream from it."""
+    datasets = pytest.importorskip("datasets")
+    constants = pytest.importorskip("huggingface_hub").constants
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))  # nobody listens
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{held.getsockname()[1]}")
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: pytest.fail("it would try again and again"))
+        yield constants
+
+
+def test_a_name_that_is_no_path_is_asked_for_once(no_hub, tmp_path, capfd):
+    with pytest.raises(Unavailable, match=r"^my/pages is no file or folder here, and the hub did not give it: .+$"):
+        corpus.build(["my/pages"], tmp_path / "out", workers=1)
+    assert "etry" not in "".join(capfd.readouterr())
+    assert not (tmp_path / "out" / "building").exists()
+
+
+def test_without_a_network_what_the_library_keeps_is_not_barred(no_hub, monkeypatch):
+    monkeypatch.setattr(no_hub, "HF_HUB_OFFLINE", True)
+    check_hub("owner/name:config")
 
 
 def test_without_the_library_a_name_says_what_is_missing(monkeypatch):

@@ -305,6 +305,7 @@ def test_coqa_is_read_as_the_hub_has_it_too(tmp_path):
         ("{", "is no CoQA file"),
         (coqa(answers=[]), "story 1: no text with questions and answers"),
         (coqa(questions=7), "story 1"),
+        (coqa(story=None), "story 1: no text with questions and answers"),
         ('{"data": []}', "holds no questions"),
     ],
 )
@@ -324,3 +325,10 @@ def test_punctuation_is_asciis():
     assert answers.normal(string.punctuation) == ""
     with pytest.raises(BadData):
         answers.questions(Found(SOURCES["nq-open"], "x", "x.jsonl", b"[]"))
+
+
+@pytest.mark.parametrize("answer", ["7", "null", "[null]", "[]", '["a", null]'])
+def test_a_question_without_a_text_for_an_answer_is_named(answer):
+    line = f'{{"question": "Who?", "answer": {answer}}}'.encode()
+    with pytest.raises(BadData, match="record 1: it has no question, or no answer"):
+        answers.questions(Found(SOURCES["nq-open"], "x", "x.jsonl", line))

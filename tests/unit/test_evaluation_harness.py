@@ -4,9 +4,11 @@ Its tasks need a network for their data. The tasks here have the same protocol, 
 for it those very functions, on files of their own.
 """
 
+import io
 import json
 import math
 import sys
+import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,16 +17,18 @@ import torch
 
 from gpt2.checkpoint import load, write_directory
 from gpt2.errors import BadData, BadOption, ContextOverflow, Unavailable
-from gpt2.evaluation import lambada
+from gpt2.evaluation import cloze, lambada
 from gpt2.evaluation.harness import HarnessModel, Tasks, evaluate
 from gpt2.evaluation.harness_readings import Ending, document_level, endings
 from gpt2.evaluation.rows import Job
-from gpt2.evaluation.sets import Sets
+from gpt2.evaluation.sets import SOURCES, Found, Sets
 from gpt2.evaluation.store import Store, path_for
 from tests.generation_models import SHAPE, TEXT, byte_tokenizer, model, scripted, small_tokenizer
 from tests.harness_tasks import made_up, write_tasks
 
 huggingface = pytest.importorskip("lm_eval.models.huggingface")
+pyarrow = pytest.importorskip("pyarrow")
+parquet = pytest.importorskip("pyarrow.parquet")
 wikitext = pytest.importorskip("lm_eval.tasks.wikitext.preprocess_wikitext")
 
 
@@ -128,6 +132,71 @@ def test_three_ways_give_the_same_numbers(name, tiny, tmp_path, request):
     for key, value in own.items():
         assert under[key] == (pytest.approx(value, abs=1e-9) if "acc" in key[1] else pytest.approx(value, rel=1e-4))
     assert 0 < other["endings", "acc"] < 1
+
+
+def schema(text: str, options: tuple[str, str], label: int = 0) -> dict:
+    """A record whose pronoun stands between bars."""
+    before, pronoun, after = text.split("|")
+    text = before + pronoun + after
+    return {"text": text, "pronoun": pronoun, "pronoun_loc": len(before), "options": list(options), "label": label}
+
+
+ODD = [
+    schema("The dog saw The cat. |It| sat.", ("The dog", "The cat")),
+    schema("|It| sat on the mat with the cat.", ("The dog", "A cat"), 1),
+    schema("The man saw |his| cat , and  the dog.", ("The The man", "Jess")),
+    schema("The cat lost |its| hat.", ("The cat", "His dog"), 1),
+    schema("The dogs ran; |Their| mat was wet", ("The dogs", "My cats"), 1),
+    schema('They said: "|I| sat."', ("They", "An owl")),
+]
+
+
+def published(path: Path) -> list[dict]:
+    """The collection as the hub has it."""
+    rows = []
+    for each in ElementTree.parse(path).getroot():
+        before, pronoun, after = (
+            " ".join(each.findtext(f"text/{part}", "").split()) for part in ("txt1", "pron", "txt2")
+        )
+        options = tuple(" ".join(answer.text.split()) for answer in each.iter("answer"))
+        row = schema(f"|{pronoun}| {after}".strip(), options, int("B" in each.findtext("correctAnswer")))
+        if before:
+            row |= {"text": f"{before} {row['text']}", "pronoun_loc": len(before) + 1}
+        rows.append(row)
+    return rows[:273]
+
+
+@pytest.mark.parametrize("name", ["odd", "published"])
+def test_wsc273_is_the_librarys_to_the_letter(name, tmp_path, request):
+    if name == "odd":
+        rows, found = ODD, io.BytesIO()
+        parquet.write_table(pyarrow.Table.from_pylist(ODD), found)
+        data = found.getvalue()
+    else:
+        path = request.getfixturevalue("shared") / "data/eval/winograd/WSCollection.xml"
+        rows, data = published(path), path.read_bytes()
+        assert len(rows) == 273
+    made = model(small_tokenizer(), n_positions=256, **SHAPE)
+    write_directory(made.network, made.tokenizer, tmp_path / "model")
+    tasks = Tasks(["schemas"], write_tasks(tmp_path, {"schemas": rows}))
+    task = tasks.manager.load(tasks.names)["tasks"]["schemas"]
+    task.build_all_requests()
+    asked = cloze.harness_schemas(Found(SOURCES["winograd"], "x", "x", data))
+    own = [(context, each.after) for each in asked for context in each.contexts]
+    assert own == [instance.args for instance in task.instances]
+    if name == "published":
+        assert sum(after.startswith("  ") for _, after in own) > 200
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "WSCollection.xml").write_bytes(data)
+    few = rows[:24]
+    with Store(path_for(made, "winograd", tmp_path / "scores")) as store:
+        cells = list(cloze.WINOGRAD_ROW.cells(Job(made, Sets(tmp_path / "set"), store, len(few))))
+    [cell] = [each for each in cells if each.harness == "wsc273"]
+    assert cell.items == len(few)
+    (tmp_path / "few").mkdir()
+    tasks = Tasks(["schemas"], write_tasks(tmp_path / "few", {"schemas": few}))
+    for other in (figures(evaluate(made, tasks)), theirs(tmp_path / "model", tasks)):
+        assert cell.value / 100 == pytest.approx(other["schemas", "acc"], abs=1e-12)
 
 
 def test_every_request_is_scored_as_the_backend_scores_it(both):

@@ -4,6 +4,8 @@ import gzip
 import json
 import random
 import re
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -93,7 +95,7 @@ def test_hashes_of_like_runs_differ():
     drawn = np.random.default_rng(1)
     a, b = drawn.integers(0, 2**63, 2, dtype=np.uint64)
     rows = (np.arange(256)[:, None] >> np.arange(8)) & 1
-    grams = np.concatenate([room._grams(np.where(row, a, b), 8) for row in rows])
+    grams = np.concatenate([room.gram_hashes(np.where(row, a, b), 8) for row in rows])
     assert len(np.unique(grams)) == 256
     assert len(np.unique(grams >> np.uint64(32))) == 256
 
@@ -149,5 +151,26 @@ def test_every_kind_of_file(tmp_path):
     with pytest.raises(BadData, match="is not here"):
         corpus_texts(str(tmp_path / "nowhere.txt"))
     (tmp_path / "page.html").write_text("<p>hi", encoding="utf-8")
-    with pytest.raises(BadData, match="holds pages, not text"):
+    with pytest.raises(BadData, match="holds a page, not text"):
         corpus_texts(str(tmp_path / "page.html"))
+
+
+def test_the_script_counts_the_same_and_finds_copies(tmp_path, monkeypatch, capsys):
+    held = [random_text(seed, 40) for seed in range(3)]
+    trained = [random_text(seed, 60) for seed in range(10, 13)] + [f"Before. {held[1]} And after."]
+    for name, texts in (("held", held), ("trained", trained)):
+        rows = [
+            {"id": f"{name} {number}", "set": "a", "title": f"t{number}", "text": text}
+            for number, text in enumerate(texts)
+        ]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    out = tmp_path / "out.json"
+    arguments = ["x", str(tmp_path / "held.jsonl"), "--against", str(tmp_path / "trained.jsonl"), "--out", str(out)]
+    monkeypatch.setattr("sys.argv", arguments)
+    runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "overlap.py"), run_name="__main__")
+    assert "1 copies" in capsys.readouterr().out
+    found = json.loads(out.read_text(encoding="utf-8"))
+    assert {name: (each["of"], each["share"]) for name, each in found["copies"].items()} == {"held 1": ("t3", 1.0)}
+    total = overlap([Document(str(number), text) for number, text in enumerate(held)], trained).total
+    assert found["sets"]["a"]["8-grams"] == total.grams
+    assert found["sets"]["a"]["8-grams met"] == pytest.approx(total.share, abs=1e-5)

@@ -10,6 +10,7 @@ import pytest
 from pyarrow import parquet
 
 from gpt2.errors import BadData, Unavailable
+from gpt2.evaluation import lambada, language
 from gpt2.evaluation.sets import SOURCES, Found, Sets
 
 
@@ -108,6 +109,18 @@ def test_what_the_hub_gives_is_read(monkeypatch, tmp_path):
     assert found.column("text") == ["one", "two"]
     with pytest.raises(BadData, match='no field "page"; there are text'):
         found.column("page")
+
+
+@pytest.mark.parametrize(
+    ("records", "said"),
+    [([{"text": "a b"}, {"text": None}], "record 2: the field .text. is null"), ([{"text": 7}], "is of type int, not")],
+)
+@pytest.mark.parametrize("read", [lambda found: language.table_text(found, "text"), lambada._texts])
+def test_a_null_or_a_number_is_no_text_and_the_record_is_named(records, said, read):
+    buffer = io.BytesIO()
+    parquet.write_table(pyarrow.Table.from_pylist(records), buffer)
+    with pytest.raises(BadData, match=said):
+        read(Found(SOURCES["ptb"], "some.parquet", "some.parquet", buffer.getvalue()))
 
 
 def _found(data: bytes) -> Found:

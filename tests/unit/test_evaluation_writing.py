@@ -155,7 +155,8 @@ def test_the_real_articles_are_read_and_the_baselines_are_near_the_papers(shared
     ("text", "said"),
     [
         ('{"article": "x"}\n', 'no field "highlights"; there are article'),
-        ('{"article": " ", "highlights": "y"}\n', "record 1: article and highlights must be texts"),
+        ('{"article": " ", "highlights": "y"}\n', "record 1: its article is empty"),
+        ('{"article": "x", "highlights": null}\n', 'record 1: the field "highlights" is null'),
         ("", "holds no articles"),
     ],
 )

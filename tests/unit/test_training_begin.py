@@ -164,6 +164,42 @@ def test_a_run_goes_on_with_the_batch_that_was_typed(text, tmp_path):
     assert (recipe["batch_size"], recipe["batch_tokens"], recipe["micro_batch_size"]) == (6, 0, 2)
 
 
+def two_processes(monkeypatch):
+    """As the first of two sees it, without the other."""
+    monkeypatch.setattr(Ranks, "agreed", lambda self, value: value)
+    return Ranks(size=2, kind="ddp")
+
+
+def test_the_micro_batch_of_two_processes_is_that_of_one_that_goes_on(text, tmp_path, monkeypatch):
+    notes = []
+    options = replace(OPTIONS, micro_batch_size=0)
+    start = begin.anew(options, [text], notes.append, two_processes(monkeypatch))
+    assert start.options.micro_batch_size == start.options.rows_at_once(2) == start.options.rows_at_once(1) == 2
+    assert not any("dropout" in note for note in notes)
+
+
+def test_dropout_that_more_processes_draw_otherwise_is_told(text, monkeypatch):
+    ranks = two_processes(monkeypatch)
+    alone = begin.anew(replace(OPTIONS, micro_batch_size=0), [text], print, Ranks()).options
+    assert alone.micro_batch_size == 4
+    notes = []
+    begin.anew(alone, [text], notes.append, ranks)
+    told = [note for note in notes if "dropout" in note]
+    assert len(told) == 1
+    assert "drawn for 4 sequences at a time, but each of 2 processes has 2, so it is drawn for 2" in told[0]
+    assert "--micro-batch-size 2 from the start" in told[0]
+    notes = []
+    begin.anew(replace(alone, dropout=0.0, attention_dropout=0.0), [text], notes.append, ranks)
+    assert not any("dropout" in note for note in notes)
+
+
+def test_a_run_that_has_no_room_to_go_on_is_told_where_to_change_it(text, tmp_path, monkeypatch):
+    train(OPTIONS, [text], tmp_path / "run", Recorder())
+    monkeypatch.setattr("gpt2.training.memory.room", lambda *_: 60_000)
+    with pytest.raises(BadOption, match=r"Change it in .*recipe\.toml, and go on with `.* --allow-changes`\.$"):
+        resume(tmp_path / "run", Recorder(), changes={"steps": 12})
+
+
 def test_layers_with_scales_of_their_own_are_compiled_once(monkeypatch):
     programs = []
 

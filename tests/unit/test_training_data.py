@@ -1,5 +1,7 @@
 """Texts to ids, and tokens that are read as they lie."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -117,6 +119,23 @@ class TestOpenData:
         assert (len(whole.training), len(whole.validation)) == (len(ids), 0)
         assert whole.fingerprint != opened.fingerprint
 
+    @pytest.mark.parametrize(
+        ("given", "said"),
+        [
+            ("train.bin", "no file for validation was named: the last 10 % of the tokens is held out"),
+            (".", "the folder {here} has no validation files: the last 10 % of its tokens is held out"),
+            ("../tokens", "../tokens has no validation files: the last 10 % of its tokens is held out"),
+        ],
+    )
+    def test_what_has_no_validation_files_is_named_in_words(self, tmp_path, monkeypatch, given, said):
+        here = tmp_path / "tokens"
+        here.mkdir()
+        nanogpt(here / "train.bin", TEXTS * 10)
+        monkeypatch.chdir(here)
+        notes = []
+        open_data([Path(given)], TrainingOptions(), note=notes.append)
+        assert notes[0] == said.format(here=here)
+
     def test_what_cannot_be_used(self, tmp_path):
         nanogpt(tmp_path / "val.bin")
         with pytest.raises(BadData, match="validation alone"):
@@ -126,8 +145,9 @@ class TestOpenData:
             open_data([tmp_path / "val.bin", tmp_path / "text.txt"], TrainingOptions())
         (tmp_path / "train.bin").write_bytes(b"\x01\x00" * 3)
         (tmp_path / "val.bin").unlink()
-        with pytest.raises(BadData, match="3 tokens cannot be split"):
+        with pytest.raises(BadData, match=r"train\.bin: 3 tokens cannot be split .* --validation 0 holds nothing out"):
             open_data([tmp_path], TrainingOptions())
+        assert len(open_data([tmp_path], TrainingOptions(validation=0.0)).training) == 3
         with pytest.raises(BadData, match=r"nowhere\.bin cannot be read"):
             open_data([tmp_path / "nowhere.bin"], TrainingOptions())
 

@@ -156,9 +156,11 @@ def test_a_shard_that_goes_away_costs_no_step(shards, tmp_path, which):
     files = sorted(shards.glob(f"{which}-*.safetensors"))
     kept = {file: file.read_bytes() for file in files}
     options = replace(OPTIONS, vocab_size=0, save_every=0, eval_every=9, steps=40)
-    with pytest.raises(BadData, match=which):
+    with pytest.raises(BadData, match=which) as caught:
         train(options, [shards], tmp_path / "run", Deleting(7, files))
     saved = int((tmp_path / "run" / "latest").read_text()[5:])
+    then = f"Step {saved} is saved; restore the file and go on with `gpt2 train --resume {tmp_path / 'run'}`."
+    assert str(caught.value).endswith(f". {then}")
     assert saved == 9 if which == "validation" else 7 <= saved < 40
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert json.loads(lines[-1])["step"] == saved
@@ -167,6 +169,18 @@ def test_a_shard_that_goes_away_costs_no_step(shards, tmp_path, which):
     recorder = Recorder()
     assert resume(tmp_path / "run", recorder).step == 40
     assert recorder.first_step == saved
+
+
+def test_a_shard_that_goes_away_before_a_step_is_saved_says_so(shards, tmp_path, monkeypatch):
+    def lost(*_):
+        raise BadData("train-00000.safetensors is gone.")
+
+    options = replace(OPTIONS, vocab_size=0, save_every=0, eval_every=0, steps=4)
+    with monkeypatch.context() as patch:
+        patch.setattr("gpt2.training.batches.Windows.rows", lost)
+        with pytest.raises(BadData, match=r"No step is saved yet; restore the file and begin again with `gpt2 train "):
+            train(options, [shards], tmp_path / "run", Recorder())
+    assert resume(tmp_path / "run", Recorder()).step == 4
 
 
 def test_too_few_tokens_to_score_are_refused_before_there_is_a_folder(text, tmp_path):

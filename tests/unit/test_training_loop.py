@@ -203,7 +203,24 @@ def test_a_run_cannot_be_made_shorter_than_it_is(text, tmp_path):
     train(OPTIONS, [text], tmp_path / "run", Recorder())
     with pytest.raises(BadOption, match="at step 10 already"):
         resume(tmp_path / "run", Recorder(), changes={"steps": 5})
+    with pytest.raises(BadOption, match="at step 10 already, past 1 steps; choose more --steps"):
+        resume(tmp_path / "run", Recorder(), changes={"steps": 1})  # nor does the warm-up of 2 fit into it
     assert tomllib.loads((tmp_path / "run" / "recipe.toml").read_text())["steps"] == 10
+
+
+def test_a_run_that_is_to_end_in_its_warmup_is_advised_what_a_resumed_run_takes(text, tmp_path):
+    options = replace(OPTIONS, warmup_steps=8, eval_every=0, save_every=2)
+
+    class Stopping(Recorder):
+        def step(self, step, *rest):
+            if step == 3:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(options, [text], tmp_path / "run", Stopping())
+    with pytest.raises(BadOption, match="warmup_steps = 8 does not fit into a run of 6 steps; choose more --steps"):
+        resume(tmp_path / "run", Recorder(), changes={"steps": 6})
+    assert resume(tmp_path / "run", Recorder(), changes={"steps": 9}).step == 9
 
 
 @pytest.mark.parametrize(

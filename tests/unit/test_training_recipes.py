@@ -113,6 +113,12 @@ def test_a_batch_is_scaled_by_its_tokens():
         TrainingOptions.from_mapping(read_recipe("paper") | {"batch_tokens": 8191}, "the command line")
 
 
+def test_what_dropout_is_drawn_for_is_told_where_it_is_set():
+    told = {item.name: item.metadata["help"] for item in fields(TrainingOptions)}
+    assert "set micro_batch_size where the number of processes will change" in told["dropout"]
+    assert "With dropout other numbers of processes learn the same only where it divides" in told["micro_batch_size"]
+
+
 # Warm-up, and rates that change under way
 
 
@@ -122,11 +128,16 @@ def test_a_batch_is_scaled_by_its_tokens():
         (
             "paper",
             500,
-            "warmup_steps = 700 does not fit into a run of 500 steps; choose fewer, such as --warmup-steps 50",
+            "warmup_steps = 700 does not fit into a run of 500 steps; choose more --steps, or for a new run "
+            "--warmup-steps 50",
         ),
         ("finetune", 10, "warmup_steps = 20 does not fit into a run of 10 steps"),
-        ("finetune", 20, "such as --warmup-steps 2"),
-        ("fast", 100, "of 100 steps, the last 40 of which decay; choose fewer, such as --warmup-steps 10"),
+        ("finetune", 20, "for a new run --warmup-steps 2"),
+        (
+            "fast",
+            100,
+            "of 100 steps, the last 40 of which decay; choose more --steps, or for a new run --warmup-steps 10",
+        ),
         ("shakespeare", 60, "warmup_steps = 40 does not fit into a run of 60 steps, the last 30 of which decay"),
     ],
 )
