@@ -36,6 +36,9 @@ except KeyboardInterrupt:
     # Ctrl-C as early as this, before `run` could catch it, is no reason for a traceback either.
     raise SystemExit(130) from None
 
+# Characters of somebody else's message; a compiler's has thousands of lines.
+_LONGEST = 300
+
 app = typer.Typer(
     name="gpt2",
     help="GPT-2, complete: text, tokens, training. `gpt2 COMMAND --help` tells more; `--debug` shows tracebacks.",
@@ -141,8 +144,9 @@ def _failed(error: Exception, debug: bool) -> int:
         print(error, file=sys.stderr)
         return 2
     if hasattr(error, "format_message"):
-        # Usage errors, whichever click typer brings with it.
-        _say(f"{error.format_message().rstrip('.')}. See `{_command(error)} --help`.")
+        # Usage errors, whichever click typer brings with it; "Value error" is how typer says that it checked a choice.
+        said = error.format_message().replace(": Value error, ", ": ").rstrip(".")
+        _say(f"{said}. See `{_command(error)} --help`.")
         return 2
     if isinstance(error, OSError) and error.strerror:
         _say(f"{error.filename}: {error.strerror}." if error.filename is not None else f"{error.strerror}.")
@@ -150,7 +154,9 @@ def _failed(error: Exception, debug: bool) -> int:
     if no_room(error):
         _say("There is not enough memory for this; close other programs, or take a smaller model, --dtype or batch.")
         return 2
-    _say(f"{type(error).__name__}: {' '.join(str(error).split()) or 'no message'} (our fault; --debug shows where)")
+    said = " ".join(str(error)[: 2 * _LONGEST].split()) or "no message"
+    said = said if len(said) <= _LONGEST else f"{said[:_LONGEST]}…"
+    _say(f"{type(error).__name__}: {said} (our fault; --debug shows where)")
     return 1
 
 

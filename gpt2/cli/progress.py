@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 # Without a terminal a run that evaluates rarely still says that it lives: seconds between its lines.
 _SILENCE = 300.0
+# Columns of a terminal that has room for the bar, and for what not everybody looks for.
+_WIDE = 100
 
 
 class _Unfailing:
@@ -57,13 +59,14 @@ class Progress:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
         from rich.progress import Progress as Bar
+        from rich.table import Column
 
         self._console = console or Console(file=cast("TextIO", _Unfailing(sys.stderr)), highlight=False, emoji=False)
         self._bar = Bar(
-            TextColumn("step"),
-            MofNCompleteColumn(),
-            BarColumn(bar_width=24),
-            TextColumn("{task.fields[said]}"),
+            TextColumn("step", table_column=Column(no_wrap=True)),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            *([BarColumn(bar_width=24)] if self._console.width >= _WIDE else []),
+            TextColumn("{task.fields[said]}", table_column=Column(no_wrap=True)),
             console=self._console,
             disable=not self._console.is_terminal,
         )
@@ -93,7 +96,10 @@ class Progress:
     def step(self, step: int, loss: float, tokens_per_second: float, facts: Mapping[str, float]) -> None:
         self._loss, self._facts = loss, facts
         self._paces.append(1 / max(tokens_per_second, 1e-9))
-        said = "  ".join([f"loss {loss:.3f}", *describe({**facts, "tokens_per_second": tokens_per_second})])
+        shown = {**facts, "tokens_per_second": tokens_per_second}
+        if self._console.width < _WIDE:
+            shown = {name: shown[name] for name in ("tokens_per_second", "mfu", "seconds_left") if name in shown}
+        said = "  ".join([f"loss {loss:.3f}", *describe(shown)])
         self._bar.update(self._task, completed=step, said=said)
         if not self._console.is_terminal and time.monotonic() - self._said_at > _SILENCE:
             self._line(step, "")
@@ -101,11 +107,14 @@ class Progress:
     def evaluation(self, step: int, evaluation: "Evaluation") -> None:
         self._line(
             step,
-            f"  validation {evaluation.nats_per_token:.3f} nats/token, {evaluation.bits_per_byte:.3f} bits/byte",
+            f"  validation {evaluation.nats_per_token:.3f} nats/token, {evaluation.bits_per_byte:.3f} bits/byte "
+            f"({evaluation.tokens:,} tokens)",
         )
 
     def sample(self, step: int, text: str) -> None:
-        indented = "\n".join(f"    {line}" for line in text.strip().splitlines())
+        # A young model writes bytes that a terminal would obey.
+        shown = "".join(each if each.isprintable() or each == "\n" else "\N{REPLACEMENT CHARACTER}" for each in text)
+        indented = "\n".join(f"    {line}" for line in shown.strip().splitlines())
         self.note(f"sample at step {step}:\n{indented}")
 
     def _line(self, step: int, validation: str) -> None:

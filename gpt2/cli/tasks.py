@@ -28,9 +28,14 @@ class Request:
     to: str | None
 
     def check(self, given: Collection[str]) -> None:
-        """Raises BadOption for flags that exclude each other; `given` are those on the command line."""
+        """Raises BadOption for flags that exclude each other, OSError for a file that is not there.
+
+        given: the flags on the command line.
+        """
         if self.text and self.files:
             raise BadOption("Give a text or --file, not both.")
+        for file in self.files:
+            file.stat()  # one that is missing is told before a model is loaded, and before anything is said of that
         if "prompts" in given:
             raise BadOption("--prompts holds prompts that are gone on from; with --task give texts with --file.")
         if "echo" in given:

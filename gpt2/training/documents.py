@@ -5,6 +5,7 @@ It knows nothing of tokens; a corpus of token shards is no text, and is refused 
 
 import json
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ def find_files(paths: Sequence[Path]) -> list[Path]:
     """The files that the paths name, a folder standing for the text files in it, in a fixed order.
 
     Raises BadData for what is not there, and for a corpus in a folder: its report and vocabulary are no text to read.
+    Warns (Notice) of files in a folder that `gpt2 corpus build` would read, and that are left out here.
     """
     files: list[Path] = []
     for path in paths:
@@ -37,6 +39,12 @@ def find_files(paths: Sequence[Path]) -> list[Path]:
             inside = sorted(p for p in path.rglob("*") if p.suffix in (*TEXT_SUFFIXES, ".jsonl") and p.is_file())
             if not inside:
                 raise BadData(f"{path} holds no .txt, .md or .jsonl file. {_OTHERS}")
+            left = Counter(
+                p.suffix.lower() for p in path.rglob("*") if p.suffix.lower() in _FOR_CORPORA and p.is_file()
+            )
+            if left:
+                kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(left.items()))
+                warnings.warn(f"{path}: left out are {kinds}. {_OTHERS}", Notice, stacklevel=2)
             files += inside
         elif path.is_file():
             if path.suffix.lower() in _FOR_CORPORA:

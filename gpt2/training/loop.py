@@ -225,6 +225,10 @@ class _Run:
         loss, validation = _last_losses(metrics)
         step, lost = self.first_step, None
         reporter.note(meter.describe())
+        if self.options.compile:
+            reporter.note(
+                "compiling first, which may take minutes (--no-compile begins at once, and is slower)"
+            )
         reporter.start(step, options.steps)
         with (
             self._trackers() as trackers,

@@ -61,6 +61,10 @@ def test_our_own_fault_is_exit_code_1_and_debug_shows_where(gpt2, monkeypatch, m
     answer = gpt2("generate", "x", "--model", model_path)
     assert answer.code == 1
     assert answer.err == "gpt2: RuntimeError: something of ours (our fault; --debug shows where)\n"
+    long = "g++ said: " + "no " * 100_000
+    monkeypatch.setattr("gpt2.checkpoint.load", lambda *_, **__: (_ for _ in ()).throw(RuntimeError(long)))
+    assert len(gpt2("generate", "x", "--model", model_path).err) < 400
+    monkeypatch.setattr("gpt2.checkpoint.load", broken)
     with pytest.raises(RuntimeError, match="of ours"):
         gpt2("generate", "x", "--model", model_path, "--debug")
 

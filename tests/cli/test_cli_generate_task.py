@@ -174,7 +174,7 @@ def test_a_fine_tuned_checkpoint_is_asked_by_its_own_template(gpt2, tmp_path):
         (["--task", "summarise", "x", "--field", "y"], "--field names a column"),
         (["--task", "summarise", "--file", "no/such.txt"], "no/such.txt: No such file"),
         (["--task", "summarise", "--file", "no/such.jsonl"], "no/such.jsonl"),
-        (["--task", "translate", "x", "--to", "de"], "Invalid value for '--to'"),
+        (["--task", "translate", "x", "--to", "de"], "Invalid value for '--to': 'de' is not one of 'fr', 'en'."),
         (["--task", "summarise", "x", "--temperature", "-1"], "temperature is -1"),
         (["--file", "y", "x"], "--file is for --task."),
         (["--question", "y", "x"], "--question is for --task."),

@@ -4,6 +4,7 @@ import io
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 
 from gpt2.cli.plan import count
 from gpt2.cli.progress import Progress, describe, duration
@@ -183,10 +184,27 @@ def test_without_a_terminal_there_is_one_line_an_evaluation():
             progress.step(step, 3.5 - step / 10, speed, FACTS | {"tokens_per_second": speed})
         progress.evaluation(2, Evaluation(nats=700.0, tokens=200, text_bytes=800))
     assert out.getvalue() == (
-        "step      2  train 3.300  validation 3.500 nats/token, 1.262 bits/byte  "
+        "step      2  train 3.300  validation 3.500 nats/token, 1.262 bits/byte (200 tokens)  "
         # Equal tokens at 1,000 and 3,000 a second take as long as at 1,500; the rate is scaled alike.
         "1,500 tokens/s  1 TFLOP/s  3.2 GB  2 min 05 s left\n"
     )
+
+
+def test_a_narrow_terminal_keeps_the_step_and_the_time_left():
+    out = io.StringIO()
+    with Progress(Console(file=out, width=60, force_terminal=True, highlight=False)) as progress:
+        progress.start(0, 1000)
+        progress.step(12, 5.986, 1199.0, FACTS | {"seconds_left": 385.0})
+    last = Text.from_ansi(out.getvalue()).plain.splitlines()[-1]
+    assert "12/1000" in last
+    assert last.rstrip().endswith("1,199 tokens/s  6 min 25 s left")
+
+
+def test_what_a_terminal_would_obey_is_not_printed():
+    progress, out = lines()
+    with progress:
+        progress.sample(3, "one\x1b[2J\a\ntwo\t")
+    assert out.getvalue() == "sample at step 3:\n    one\ufffd[2J\ufffd\n    two\ufffd\n"
 
 
 def test_a_run_that_never_evaluates_still_says_that_it_lives(monkeypatch):

@@ -163,3 +163,10 @@ def test_a_folder_of_somebody_named_building_is_text_like_any_other(tmp_path):
     (house / "settings.json").write_text('["bricks"]')
     (house / "house.txt").write_text("four walls")
     assert list(read_documents([tmp_path])) == ["four walls"]
+
+
+def test_files_of_a_folder_that_are_left_out_are_told(tmp_path):
+    for name in ("a.txt", "b.html", "c.html", "d.gz", "e.png"):
+        (tmp_path / name).write_text("some text")
+    with pytest.warns(Notice, match=r"left out are 1 \.gz, 2 \.html\. Pages, .* `gpt2 corpus build`"):
+        assert find_files([tmp_path]) == [tmp_path / "a.txt"]
