@@ -226,9 +226,7 @@ class _Run:
         step, lost = self.first_step, None
         reporter.note(meter.describe())
         if self.options.compile:
-            reporter.note(
-                "compiling first, which may take minutes (--no-compile begins at once, and is slower)"
-            )
+            reporter.note("compiling first, which may take minutes (--no-compile begins at once, and is slower)")
         reporter.start(step, options.steps)
         with (
             self._trackers() as trackers,
