@@ -7,7 +7,9 @@ sharded optimiser writes nobody else has to.
 
 import math
 import os
+import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -287,12 +289,32 @@ def started(parallel: str, device: torch.device) -> Iterator[Ranks]:
             raise Error(f"Process {ranks.rank} lost the others: {why} ({said}).") from error
         raise
     # Only when all went well: closing waits for the others, who may be gone. A process that fails ends anyway.
+    if dist.get_backend() == "gloo":
+        _let_go()
     dist.destroy_process_group()
 
 
 def is_first_of_all() -> bool:
     """Whether this process is the first of its run, or the only one, before `started` has made them one."""
     return int(os.environ.get("WORLD_SIZE", "1")) == 1 or os.environ.get("RANK") == "0"
+
+
+def _let_go() -> None:
+    """Waits until gloo's threads hold none of the tensors that were sent.
+
+    To let go of one they take Python's lock. Whoever drops a group last, often together with the network that used it,
+    holds that lock and waits for these threads to end: for ever, when one of them was still to let go (PyTorch 2.13).
+    """
+    tensor = torch.zeros(1)
+    dist.all_reduce(tensor)
+    held = weakref.ref(tensor)
+    del tensor
+    for _ in range(1000):
+        if held() is None:
+            break
+        time.sleep(0.001)
+    # There are several threads, and an earlier tensor may be another one's.
+    time.sleep(0.1)
 
 
 def told_by_first(message: str) -> bool:

@@ -7,12 +7,14 @@ from datetime import timedelta
 
 import pytest
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 from gpt2.config import GPT2Config
 from gpt2.errors import BadOption
 from gpt2.model import GPT2
 from gpt2.training.loss import Loss
 from gpt2.training.ranks import Ranks, kind_that_fits, started, told_by_first
+from tests.runs import Rank, fork, meeting, wait_all
 
 CPU = torch.device("cpu")
 ENVIRONMENT = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -183,3 +185,22 @@ def test_waiting_in_vain_is_told_as_such(tmp_path):
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     ended = subprocess.run([*torchrun, str(script)], capture_output=True, text=True, timeout=150)
     assert "Process 0 lost the others: they had not come after 12 seconds, and may hang" in ended.stderr
+
+
+def opened_and_closed(rank: int, ports: list[int]) -> None:
+    torch.set_num_threads(1)
+    for port in ports:
+        Rank(rank, 2, port)()
+        with started("ddp", CPU) as ranks:
+            module = DistributedDataParallel(torch.nn.Linear(4, 4), gradient_as_bucket_view=True)
+            module(torch.ones(1, 4)).sum().backward()
+            ranks.agreed(1)
+            ranks.barrier()
+        del module  # the last that holds the group
+
+
+def test_closing_does_not_wait_for_a_thread_that_waits_for_us(tmp_path):
+    """What gloo's threads still hold when a group is closed."""
+    stores = [meeting() for _ in range(25)]
+    ports = [store.port for store in stores]
+    wait_all([fork(tmp_path / f"said-{rank}", opened_and_closed, rank, ports) for rank in range(2)], 60)
