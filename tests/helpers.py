@@ -1,11 +1,14 @@
 """Small models and run reporters that tests share."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
+import pytest
 import torch
 
 from gpt2.checkpoint import LanguageModel
 from gpt2.config import GPT2Config
+from gpt2.evaluation.rows import Job
+from gpt2.generation import GenerationOptions
 from gpt2.model import GPT2
 from gpt2.tokenizer import Tokenizer
 from gpt2.training.evaluate import Evaluation
@@ -57,3 +60,22 @@ class Recorder:
 
 def random_ids(rows: int, length: int, vocab_size: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(vocab_size, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+def told_by(
+    monkeypatch: pytest.MonkeyPatch, answer: Callable[[str, dict[str, str]], str]
+) -> tuple[list[tuple[str, GenerationOptions]], dict[str, str]]:
+    """Has prepared answers stand in the place of what a model writes for a row of `gpt2 paper`.
+
+    answer: from a prompt and what is prepared. Returns what is asked, with its options, and the prepared answers.
+    """
+    asked: list[tuple[str, GenerationOptions]] = []
+    written: dict[str, str] = {}
+
+    def complete(job: Job, prompts: Sequence[Sequence[int]], options: GenerationOptions, what: str) -> list[list[int]]:
+        texts = [job.model.tokenizer.decode(prompt) for prompt in prompts]
+        asked.extend((text, options) for text in texts)
+        return [job.model.tokenizer.encode(answer(text, written)) for text in texts]
+
+    monkeypatch.setattr(Job, "complete", complete)
+    return asked, written

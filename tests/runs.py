@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +31,8 @@ POSIX = pytest.mark.skipif(os.name != "posix", reason="processes and signals as 
 
 TEXT = "the quick brown fox jumps over the lazy dog. " * 60
 
-# Everything that a resumed run has to take up again: both dropouts, micro-batches, validation, the guard, the best.
-OPTIONS = TrainingOptions(
+# Ten steps with both dropouts, micro-batches and validation.
+SHORT = TrainingOptions(
     n_layer=1,
     n_head=2,
     n_embd=16,
@@ -40,10 +40,19 @@ OPTIONS = TrainingOptions(
     vocab_size=270,
     dropout=0.1,
     attention_dropout=0.1,
-    steps=24,
+    steps=10,
     batch_size=4,
     micro_batch_size=2,
     warmup_steps=2,
+    eval_every=4,
+    sample_every=5,
+    save_every=4,
+    threads=1,
+)
+# Everything that a resumed run has to take up again: the guard and the best, too.
+OPTIONS = replace(
+    SHORT,
+    steps=24,
     learning_rate=0.03,
     skip_spikes=1.5,
     eval_every=3,
@@ -51,7 +60,6 @@ OPTIONS = TrainingOptions(
     sample_every=0,
     save_every=2,
     keep=2,
-    threads=1,
     trackers="none",
 )
 

@@ -3,18 +3,24 @@
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from gpt2.cli.common import Json, print_json
+from gpt2.cli.common import Json, console, counted, print_json
+from gpt2.cli.progress import duration
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.progress import TaskID
+
+# Without a terminal a build says how far it is: seconds between its lines.
+_SILENCE = 30.0
 
 app = typer.Typer(
     help="Build a corpus: documents, clean and without duplicates, as token shards.", no_args_is_help=True
@@ -129,10 +135,33 @@ def build(
     if as_json:
         print_json({"corpus": str(out), **report})
     else:
-        from gpt2.corpus.report import as_text
-
-        print(as_text(report))
+        _show(report)
         print(f"Train on it: gpt2 train {out}")
+
+
+def _show(report: Mapping[str, Any]) -> None:
+    """The report: tables of a terminal's width there, and elsewhere what corpus.md has."""
+    from gpt2.corpus.report import as_text, tables
+
+    out = console()
+    if not out.is_terminal:
+        print(as_text(report))
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    for table in tables(report):
+        drawn = Table(title=table.title or None, title_justify="left", title_style="bold", box=None, header_style="dim")
+        for place, name in enumerate(table.head):
+            numbers = [row[place] for row in table.body]
+            right = all(number.strip("~")[:1].isdigit() for number in numbers if number)
+            drawn.add_column(name, justify="right" if right else "left", overflow="fold")
+        for row in table.body:
+            drawn.add_row(*map(Text, row))
+        out.print(drawn)
+        for note in table.notes:
+            out.print(Text(note.replace("`", ""), style="dim"))
+        out.print()
 
 
 @app.command("check")
@@ -142,7 +171,6 @@ def check(
 ) -> None:
     """Read every block of a corpus and compare it with its checksum; say what is in it. Exit code 1: damaged."""
     from gpt2 import corpus
-    from gpt2.corpus.report import size
 
     found = corpus.check(folder)
     if as_json:
@@ -152,8 +180,8 @@ def check(
         print(f"{folder}: vocabulary of {tokenizer['vocab_size']:,} tokens, {tokenizer['fingerprint'][:12]}")
         for name, split in found["splits"].items():
             print(
-                f"{name}: {split['documents']:,} documents, {split['tokens']:,} tokens, "
-                f"{size(split['text_bytes'])} of text, {split['shards']} shards"
+                f"{name}: {counted(split['documents'], 'document')}, {counted(split['tokens'], 'token')}, "
+                f"{_size(split['text_bytes'])} of text, {counted(split['shards'], 'shard')}"
             )
         for sentence in found["damage"]:
             print(f"damaged: {sentence}")
@@ -175,25 +203,33 @@ def _stoppable() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+def _size(count: int) -> str:
+    from gpt2.corpus.report import size
+
+    return size(count)
+
+
 class _Watcher:
-    """Progress on stderr: a bar with the time left where there is a terminal; notes always."""
+    """Progress on stderr: bars on a terminal, else a line for each stage and one now and then; notes always.
 
-    def __init__(self) -> None:
+    A stage without bytes to do (total 0) has none of their units.
+    """
+
+    def __init__(self, console: "Console | None" = None) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
-        from rich.progress import TransferSpeedColumn as SpeedColumn
+        from rich.progress import BarColumn, Progress, TextColumn
 
-        self._console = Console(file=sys.stderr, highlight=False)
+        self._console = console or Console(file=sys.stderr, highlight=False)
         self._bar = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
-            DownloadColumn(),
-            SpeedColumn(),
-            TimeRemainingColumn(),
+            BarColumn(bar_width=12),
+            TextColumn("{task.fields[said]}"),
             console=self._console,
             disable=not self._console.is_terminal,
         )
         self._task: TaskID | None = None
+        self._name, self._total, self._first = "", 0, -1
+        self._begun = self._said_at = time.monotonic()
 
     def __enter__(self) -> "_Watcher":
         self._bar.start()
@@ -202,16 +238,41 @@ class _Watcher:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is None:
+            self._finish()
         self._bar.stop()
 
     def stage(self, name: str, total: int) -> None:
-        if self._task is not None:
-            self._bar.stop_task(self._task)
-        self._task = self._bar.add_task(name, total=total or None)
+        self._finish()
+        self._name, self._total, self._first, self._begun = name, total, -1, time.monotonic()
+        self._task = self._bar.add_task(name, total=total or None, said="")
+        self._line(f"{name}: {_size(total)}" if total else name)
 
     def progress(self, done: int) -> None:
-        if self._task is not None:
-            self._bar.update(self._task, completed=done)
+        if self._task is None or not self._total:
+            return
+        if self._first < 0:
+            self._first = done  # of an earlier run
+        said = f"{_size(done)} of {_size(self._total)}"
+        if new := done - self._first:
+            left = (time.monotonic() - self._begun) / new * (self._total - done)
+            said += f", {duration(left)} left"
+        self._bar.update(self._task, completed=done, said=said)
+        if time.monotonic() - self._said_at >= _SILENCE:
+            self._line(f"{self._name}: {said}")
 
     def note(self, text: str) -> None:
-        self._console.print(text, markup=False, soft_wrap=True)
+        self._console.print(text, markup=False, soft_wrap=not self._console.is_terminal)
+
+    def _finish(self) -> None:
+        """The stage before is at its end, and its bar stands still."""
+        if self._task is not None:
+            took = f"in {duration(time.monotonic() - self._begun)}"
+            said = f"{_size(self._total)} {took}" if self._total else took
+            self._bar.update(self._task, total=self._total or 1, completed=self._total or 1, said=said)
+            self._task = None
+
+    def _line(self, text: str) -> None:
+        if not self._console.is_terminal:
+            self.note(text)
+            self._said_at = time.monotonic()

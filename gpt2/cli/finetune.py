@@ -8,10 +8,18 @@ import typer
 
 from gpt2.cli.common import Json, print_json
 from gpt2.cli.progress import Progress
-from gpt2.cli.train import as_path, check_resume, said_once, with_training_options, write_sample
+from gpt2.cli.train import (
+    AllowChanges,
+    RunOut,
+    as_path,
+    check_resume,
+    said_once,
+    with_training_options,
+    write_sample,
+)
 from gpt2.errors import BadOption
 from gpt2.finetuning.options import FinetuneOptions, read_task_recipe, task_recipe_names
-from gpt2.training.options import TrainingOptions, laid_over
+from gpt2.training.options import TrainingOptions, over_recipe
 
 if TYPE_CHECKING:
     from gpt2.finetuning import Task
@@ -27,7 +35,7 @@ def _finetune(
             show_default=False,
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder to make.", show_default="runs/RECIPE")] = None,
+    out: RunOut = None,
     recipe: Annotated[
         str | None,
         typer.Option(
@@ -36,9 +44,7 @@ def _finetune(
         ),
     ] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with this run folder.", show_default=False)] = None,
-    allow_changes: Annotated[
-        bool, typer.Option("--allow-changes", help="With --resume: also with a changed recipe or changed data.")
-    ] = False,
+    allow_changes: AllowChanges = False,
     export: Annotated[
         Path | None,
         typer.Option(
@@ -142,7 +148,7 @@ def _chosen(
         raise BadOption("--epochs sets the steps; leave out --steps, or --epochs.")
     if "held_out" in tuned:
         tuned["held_out"] = str(Path(tuned["held_out"]).expanduser().absolute())
-    values = laid_over(training, given)
+    values = over_recipe(training, given)
     tuning = FinetuneOptions.from_mapping(task | tuned, "the command line")
     return TrainingOptions.from_mapping(values, "the command line"), tuning
 

@@ -1,20 +1,25 @@
 """`gpt2 plan`: what a training run takes, in memory, hours and money, before it is begun."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from gpt2.cli.common import Json, console, print_json
+from gpt2.cli.common import Json, console, counted, print_json
 from gpt2.cli.progress import duration
 from gpt2.cli.train import with_training_options
-from gpt2.errors import BadOption
+from gpt2.errors import BadData, BadOption
 from gpt2.training.options import GPT2_VOCABULARY, TrainingOptions, chosen_options, recipe_names
+
+# Bytes of text that are tokenised to tell how many tokens there are; of more, a sample of so many.
+_SAMPLE = 2 * 10**6
 
 if TYPE_CHECKING:
     import torch
 
     from gpt2.config import GPT2Config
+    from gpt2.tokenizer import Tokenizer
     from gpt2.training.memory import Need
     from gpt2.training.plan import Cluster, Plan
 
@@ -50,13 +55,13 @@ def _plan(
     """
     options = chosen_options(recipe, {name: value for name, value in values.items() if value is not None})
     vocab_size = options.vocab_size or GPT2_VOCABULARY
-    counted = _tokens_in(data or [])
     if options.init:
         shape = _shape_of(options.init)
         options, vocab_size = options.of_shape(shape), shape.vocab_size
-    elif counted is not None and counted.vocab_size is not None:
-        vocab_size = counted.vocab_size
-    document = _run(options, vocab_size, counted)
+    found = _tokens_in(data, options) if data else None
+    if found is not None:
+        vocab_size = found.vocab_size
+    document = _run(options, vocab_size, found)
     if kind is None:
         if gpus is not None or mfu is not None or price is not None:
             raise BadOption("--gpus, --mfu and --price plan for GPUs that are not here: name them with --kind.")
@@ -89,6 +94,17 @@ def _shape_of(init: str) -> "GPT2Config":
     return read_config(path) if (path / CONFIG).is_file() else load(init, dtype="bfloat16").config
 
 
+def _tokenizer_of(init: str) -> "Tokenizer":
+    from gpt2.checkpoint import load, locate
+    from gpt2.config import SIZES
+    from gpt2.tokenizer import Tokenizer, read_tokenizer
+
+    if init in SIZES:
+        return Tokenizer.gpt2()
+    path = locate(init, weights=False)
+    return read_tokenizer(path) if (path / "tokenizer.json").is_file() else load(init, dtype="bfloat16").tokenizer
+
+
 def _run(options: TrainingOptions, vocab_size: int, data: "_Data | None") -> dict[str, Any]:
     """What is the same on any machine."""
     from gpt2.training.flops import FORMULA, explain, flops_per_token
@@ -112,30 +128,37 @@ def _run(options: TrainingOptions, vocab_size: int, data: "_Data | None") -> dic
     if data is not None:
         document |= {
             "data_tokens": data.tokens,
-            "data_tokens_counted": data.vocab_size is not None,
+            "data_tokens_counted": data.counted,
             "epochs": document["tokens"] / max(data.tokens, 1),
         }
     return document
 
 
 class _Data(NamedTuple):
-    """Tokens to train on, and their vocabulary. Of text that is None, and the number a guess: four bytes a token."""
+    """Tokens to train on, and their vocabulary. counted: or else as many as a sample lets expect."""
 
     tokens: int
-    vocab_size: int | None
+    vocab_size: int
+    counted: bool
 
 
-def _tokens_in(paths: list[Path]) -> _Data | None:
-    if not paths:
-        return None
-    from gpt2.shards import open_shards
-    from gpt2.training.data import is_tokens
-    from gpt2.training.documents import find_files
+def _tokens_in(paths: list[Path], options: TrainingOptions) -> _Data:
+    """What a run would train on: tokens and short texts as it opens them; of long texts a sample is tokenised, by a
+    vocabulary that is learnt on it where one is to be learnt."""
+    from gpt2.tokenizer import Tokenizer, learn
+    from gpt2.training.data import is_tokens, open_data
+    from gpt2.training.documents import find_files, sampled
 
-    if all(is_tokens(path) for path in paths):
-        shards = [open_shards(path if path.is_dir() else [path]) for path in paths]
-        return _Data(sum(map(len, shards)), shards[0].vocab_size)
-    return _Data(sum(file.stat().st_size for file in find_files(paths)) // 4, None)
+    theirs = _tokenizer_of(options.init) if options.init else None
+    if not any(map(is_tokens, paths)) and sum(file.stat().st_size for file in find_files(paths)) > _SAMPLE:
+        texts, share = sampled(paths, _SAMPLE)
+        # A sample may be too uniform for a vocabulary that all of the text can give.
+        with suppress(BadData):
+            tokenizer = theirs or (learn(texts, options.vocab_size) if options.vocab_size else Tokenizer.gpt2())
+            tokens = sum(len(tokenizer.encode_array(text)) for text in texts) / share
+            return _Data(round(tokens * (1 - options.validation)), tokenizer.vocab_size, False)
+    data = open_data(paths, options, theirs)
+    return _Data(len(data.training), data.tokenizer.vocab_size, True)
 
 
 def _memory(need: "Need") -> dict[str, int]:
@@ -263,20 +286,20 @@ def _show_run(document: dict[str, Any]) -> None:
     shape = document["shape"]
     out = console()
     out.print(
-        f"[bold]{document['parameters'] / 1e6:,.1f} M parameters[/]: {shape['n_layer']} blocks, width "
-        f"{shape['n_embd']:,}, {shape['n_head']} heads, window {shape['n_positions']:,}, vocabulary of "
+        f"[bold]{document['parameters'] / 1e6:,.1f} M parameters[/]: {counted(shape['n_layer'], 'block')}, width "
+        f"{shape['n_embd']:,}, {counted(shape['n_head'], 'head')}, window {shape['n_positions']:,}, vocabulary of "
         f"{shape['vocab_size']:,}; {document['optimizer']}, {document['dtype']}",
-        soft_wrap=True,
+        soft_wrap=not out.is_terminal,
     )
     said = (
-        f"{document['steps']:,} steps of {document['batch_size']:,} x {shape['n_positions']:,} = "
+        f"{counted(document['steps'], 'step')} of {document['batch_size']:,} x {shape['n_positions']:,} = "
         f"{document['tokens_per_step']:,} tokens: {count(document['tokens'])} tokens, {document['flops']:.3g} FLOP"
     )
     if "epochs" in document:
         about = "" if document["data_tokens_counted"] else "about "
-        said += f"; {document['epochs']:,.2f} times the data ({about}{count(document['data_tokens'])} tokens)"
-    out.print(said, soft_wrap=True)
-    out.print(f"[dim]{document['flops_explained']}[/]\n", soft_wrap=True)
+        said += f"; {document['epochs']:,.3g} times the data ({about}{count(document['data_tokens'])} tokens)"
+    out.print(said, soft_wrap=not out.is_terminal)
+    out.print(f"[dim]{document['flops_explained']}[/]\n", soft_wrap=not out.is_terminal)
 
 
 def _show_here(document: dict[str, Any]) -> None:
@@ -298,14 +321,14 @@ def _show_here(document: dict[str, Any]) -> None:
         out.print(
             f"\nNot even one sequence at a time fits: {document['machine']} has {available / 1e9:,.1f} GB free. Choose "
             "a smaller shape, or plan for GPUs with --kind.",
-            soft_wrap=True,
+            soft_wrap=not out.is_terminal,
         )
         return
     tried = "tried" if document["largest_micro_batch_tried"] else "by estimate"
     out.print(
         f"\nlargest micro-batch that fits: [bold]{largest}[/] of {document['batch_size']} ({tried}; "
         f"{available / 1e9:,.1f} GB free on {document['machine']})",
-        soft_wrap=True,
+        soft_wrap=not out.is_terminal,
     )
     if rows > largest and available:
         out.print(f"`gpt2 train` would take {rows}: free some memory, or say --micro-batch-size {largest}.")
@@ -325,7 +348,7 @@ def _show_here(document: dict[str, Any]) -> None:
         f"{document['probe_steps']} steps with micro-batches of {rows}: [bold]{document['tokens_per_second']:,.0f} "
         f"tokens/s[/] ({rate}{took})\n"
         f"to the end: [bold]{duration(document['hours'] * 3600)}[/], without evaluation and checkpoints",
-        soft_wrap=True,
+        soft_wrap=not out.is_terminal,
     )
 
 
@@ -357,9 +380,9 @@ def _show_elsewhere(document: dict[str, Any]) -> None:
     out.print(table)
     if len(plans) > 1:
         out.print(f"\n`gpt2 train` takes {document['parallel'].upper()} here.")
-    out.print("\nA model and no measurement. It assumes:", soft_wrap=True)
+    out.print("\nA model and no measurement. It assumes:")
     for line in document["assumptions"]:
-        out.print(f"  - {line}", soft_wrap=True, markup=False)
+        out.print(f"  - {line}", soft_wrap=not out.is_terminal, markup=False)
 
 
 def count(number: float) -> str:

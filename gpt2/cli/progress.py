@@ -69,6 +69,8 @@ class Progress:
             TextColumn("{task.fields[said]}", table_column=Column(no_wrap=True)),
             console=self._console,
             disable=not self._console.is_terminal,
+            # What stays are the lines; a bar that is left behind them would say what was so a moment before.
+            transient=True,
         )
         self._task = self._bar.add_task("training", visible=False, said="")
         self._loss: float | None = None
@@ -85,7 +87,8 @@ class Progress:
 
     def note(self, text: str) -> None:
         """A line that stays."""
-        self._console.print(text, markup=False, emoji=False, soft_wrap=True)
+        # A terminal gets whole words; a file and a pipe lines as they are.
+        self._console.print(text, markup=False, emoji=False, soft_wrap=not self._console.is_terminal)
         self._said_at = time.monotonic()
 
     def start(self, step: int, steps: int) -> None:
@@ -124,7 +127,8 @@ class Progress:
             mean = len(self._paces) / sum(self._paces)
             # What follows from the speed is told of the same steps.
             share = mean / facts.get("tokens_per_second", mean)
-            facts |= {name: facts[name] * share for name in ("flops_per_second", "mfu") if name in facts}
+            if "mfu" in facts:
+                facts["mfu"] *= share
             facts["tokens_per_second"] = mean
         train = "" if self._loss is None else f"  train {self._loss:.3f}"
         self.note("  ".join([f"step {step:>6}{train}{validation}", *describe(facts)]))
@@ -132,14 +136,13 @@ class Progress:
 
 
 def describe(facts: Mapping[str, float]) -> list[str]:
-    """What of a step's facts people read, in a few words each: speed, share of the peak or FLOP rate, memory, rest."""
+    """What of a step's facts people read, in a few words each: speed, share of the peak where that is known, memory,
+    time left. A FLOP rate says nothing without a peak; metrics.jsonl has it."""
     said = []
     if "tokens_per_second" in facts:
         said.append(f"{facts['tokens_per_second']:,.0f} tokens/s")
     if "mfu" in facts:
         said.append(f"{facts['mfu']:.1%} MFU")
-    elif "flops_per_second" in facts:
-        said.append(f"{facts['flops_per_second'] / 1e12:.3g} TFLOP/s")
     if facts.get("memory"):
         said.append(f"{facts['memory'] / 1e9:.1f} GB")
     if "seconds_left" in facts:

@@ -2,6 +2,8 @@
 
 import dataclasses
 import inspect
+import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +13,7 @@ import typer
 
 from gpt2.cli.common import Json, print_json
 from gpt2.cli.progress import Progress
-from gpt2.errors import BadOption, Error
+from gpt2.errors import BadOption, Error, Notice
 from gpt2.training.options import HOW, TrainingOptions, chosen_options, recipe_names
 
 if TYPE_CHECKING:
@@ -19,16 +21,24 @@ if TYPE_CHECKING:
     from gpt2.training import Result
 
 
+# What `gpt2 finetune` has as well.
+RunOut = Annotated[Path | None, typer.Option(help="Run folder to make.", show_default="runs/RECIPE")]
+AllowChanges = Annotated[
+    bool, typer.Option("--allow-changes", help="With --resume: also with a changed recipe or changed data.")
+]
+
+
 def _train(
     data: Annotated[
         list[Path] | None,
         typer.Argument(
-            help="Text files, .jsonl files (field text) or folders of them; or a folder that `gpt2 corpus build` made; "
-            "or token files (.bin) of nanoGPT or llm.c.",
+            help="Text files (.txt, .md), .jsonl files (field text) or folders of them; or a folder that `gpt2 corpus "
+            "build` made, which also reads pages, archives and compressed files; or token files (.bin) of nanoGPT or "
+            "llm.c.",
             show_default=False,
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder to make.", show_default="runs/RECIPE")] = None,
+    out: RunOut = None,
     recipe: Annotated[
         str | None,
         typer.Option(
@@ -45,9 +55,7 @@ def _train(
             show_default=False,
         ),
     ] = None,
-    allow_changes: Annotated[
-        bool, typer.Option("--allow-changes", help="With --resume: also with a changed recipe or changed data.")
-    ] = False,
+    allow_changes: AllowChanges = False,
     as_json: Json = False,
     **values: Any,
 ) -> None:
@@ -69,6 +77,7 @@ def _train(
                 "train_loss": result.train_loss,
                 "validation_loss": validation.nats_per_token if validation else None,
                 "validation_bits_per_byte": validation.bits_per_byte if validation else None,
+                "best": str(result.best) if result.best else None,
                 "interrupted": result.interrupted,
             }
         )
@@ -76,16 +85,31 @@ def _train(
         done = f"at step {result.step} and saved" if result.step else "before the first step"
         print(f"Stopped {done}; go on with: gpt2 train --resume {result.path}")
     else:
-        print(f"Done. Try it: gpt2 generate --model {as_path(result.path)} 'Once upon a time'")
+        for line in _ended(result):
+            print(line)
     if result.interrupted:
         raise typer.Exit(130)
 
 
+def _ended(result: "Result") -> Iterator[str]:
+    """What to do with a run that is at its end."""
+    latest = result.path / "checkpoints" / f"step-{result.step:06d}"
+    done = "Nothing was left to do." if result.first_step == result.step else "Done."
+    if result.best is None or result.best.name == latest.name:
+        yield f"{done} Try it: gpt2 generate --model {as_path(result.path)} 'Once upon a time'"
+        return
+    yield f"{done} The lowest validation loss is that of {result.best.name}, not of the last step, {result.step:,}."
+    yield f"Try it: gpt2 generate --model {as_path(result.best)} 'Once upon a time'"
+
+
 @contextmanager
 def said_once() -> Iterator[None]:
-    """Under torchrun every process meets the same mistake, and the first says it."""
+    """Under torchrun every process meets the same mistake, or notice, and the first says it."""
     try:
-        yield
+        with warnings.catch_warnings():
+            if os.environ.get("RANK", "0") != "0":
+                warnings.simplefilter("ignore", Notice)
+            yield
     except Error as error:
         from gpt2.training.ranks import told_by_first
 

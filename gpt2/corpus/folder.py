@@ -92,8 +92,11 @@ def locked(out: Path) -> Iterator[None]:
         lock.release()
 
 
-def begun(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
-    """The report of a corpus that is finished; else None. Raises BadOption if it was begun with other settings."""
+def begun(out: Path, settings: dict[str, Any], sources: Sequence[Source]) -> dict[str, Any] | None:
+    """The report of a corpus that is finished; else None. Raises BadOption if it was begun with other settings.
+
+    sources: what the settings' sources are, to name one that has changed.
+    """
     finished = stored(out)
     path = out / "building" / "settings.json"
     if finished is not None:
@@ -112,11 +115,29 @@ def begun(out: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
             if name not in _INPUT
         ]
         if len(named) < len(changed):
-            named.append("the sources are others, or have changed since")
+            since = (out / "corpus.json" if finished is not None else path).stat().st_mtime
+            named.append(_other_sources(before, now, sources, since))
         raise BadOption(f"{out} was begun with other settings: {'; '.join(named)}. Choose another --out, or delete it.")
     if finished is not None:
         shutil.rmtree(out / "building", ignore_errors=True)
     return finished
+
+
+def _other_sources(before: dict[str, Any], now: dict[str, Any], sources: Sequence[Source], since: float) -> str:
+    """In what the sources are no longer those of a build, as far as it knows: it keeps no list of their files."""
+    if before.get("sources") != now["sources"]:
+        old, new = (" ".join(map(str, of.get("sources") or ["none"])) for of in (before, now))
+        return f"the sources were {old} and are {new}"
+    said = "the sources have changed since"
+    counts = [(of.get("files", 0), of.get("source_bytes", 0)) for of in (before, now)]
+    if counts[0] != counts[1]:
+        (files, size), (files_now, size_now) = counts
+        said += f": {files:,} files of {size:,} bytes then, {files_now:,} of {size_now:,} now"
+    else:
+        said += ", though not in size"
+    local = (source for source in sources if source.kind != "hub")
+    newer = next((source.name for source in local if Path(source.where).stat().st_mtime > since), None)
+    return f"{said}; newer than the build is {newer}" if newer else said
 
 
 def begin(out: Path, settings: dict[str, Any]) -> None:
@@ -166,6 +187,8 @@ def check(folder: Path) -> dict[str, Any]:
 
     report = stored(folder)
     if report is None:
+        if not folder.is_dir():
+            raise BadData(f"{folder} is no corpus: there is no such folder.")
         begun = " It was begun and not finished: run its `gpt2 corpus build` again." * (folder / "building").is_dir()
         raise BadData(f"{folder} is no finished corpus: it has no corpus.json.{begun}")
     damage: list[str] = []

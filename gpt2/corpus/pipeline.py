@@ -105,7 +105,7 @@ def build(
     settings = settings_of(sources, found, options, tokenizer)
     with locked(out):
         try:
-            finished = begun(out, settings)
+            finished = begun(out, settings, found)
             if finished is not None:
                 watcher.note(f"{out} is finished already: built from these sources with these options.")
                 return finished

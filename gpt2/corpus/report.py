@@ -76,15 +76,36 @@ def rows(tally: Tally) -> list[dict[str, Any]]:
     return result
 
 
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table of the report. title: "" for the first; notes: what is said below it."""
+
+    title: str
+    head: Sequence[str]
+    body: Sequence[Sequence[str]]
+    notes: Sequence[str] = ()
+
+
 def as_text(report: Mapping[str, Any]) -> str:
     """A finished build's corpus.json as tables in Markdown, which also read well as they are."""
-    tally = Tally(report["sets"])
-    names = {IN: "came in", EXTRACTED: "text of pages", "train": "out: train", "validation": "out: validation"}
-    total = report["total"]
     lines = ["# Corpus", ""]
-    lines += _table(
-        ["", "documents", "bytes", "tokens"],
-        [
+    for table in tables(report):
+        lines += [f"## {table.title}", ""] * bool(table.title) + _markdown(table.head, table.body)
+        lines += [line for note in table.notes for line in ("", note)] + [""]
+    return "\n".join(lines)
+
+
+def tables(report: Mapping[str, Any]) -> list[Table]:
+    """What a finished build's corpus.json tells people."""
+    tally = Tally(report["sets"])
+    pages = any(row["step"] == EXTRACTED for row in report["steps"])
+    names = {
+        **{IN: "came in, pages with their markup" if pages else "came in", EXTRACTED: "of pages: their text"},
+        **{"train": "out: train", "validation": "out: validation"},
+    }
+    total = report["total"]
+    steps = [
+        *[
             [
                 names.get(row["step"], f"dropped: {row['step']}"),
                 f"{row['documents']:,}",
@@ -92,32 +113,33 @@ def as_text(report: Mapping[str, Any]) -> str:
                 ("~" if row.get("estimated") else "") + f"{row['tokens']:,}" if "tokens" in row else "",
             ]
             for row in report["steps"]
-        ]
-        + [["out", f"{total['documents']:,}", size(total["bytes"]), f"{total['tokens']:,}"]],
-    )
-    lines += ["", "`~`: estimated from the bytes; only what went out was tokenised.", "", "## Sets", ""]
-    by_size = sorted(tally.counts, key=lambda name: (-tally.counts[name].get(IN, [0, 0])[1], name))
-    lines += _table(
-        ["set", "documents in", "bytes in", "dropped", "documents out", "bytes out", "tokens out"],
-        [_set_row(tally, name) for name in by_size[:_MOST_SETS]],
-    )
-    if len(by_size) > _MOST_SETS:
-        lines += ["", f"and {len(by_size) - _MOST_SETS:,} smaller sets: see corpus.json."]
-    if report["problems"]:
-        lines += ["", "## Problems of the input", ""]
-        lines += _table(
-            ["what", "count", "done", "first met in"],
-            [[kind, f"{one['count']:,}", one["what"], one["example"]] for kind, one in report["problems"].items()],
-        )
-    lines += ["", "## Time", ""]
-    lines += _table(
-        ["stage", "seconds", "seconds of workers"],
-        [
-            [name, f"{seconds:.1f}", _laps(report["worker_seconds"].get(name, {}))]
-            for name, seconds in report["seconds"].items()
         ],
+        ["out", f"{total['documents']:,}", size(total["bytes"]), f"{total['tokens']:,}"],
+    ]
+    notes = ["`~`: estimated from the bytes; only what went out was tokenised."]
+    if pages:
+        notes.append("Where pages are counted with their markup, no tokens are told.")
+    made = [Table("", ["", "documents", "bytes", "tokens"], steps, notes)]
+    by_size = sorted(tally.counts, key=lambda name: (-tally.counts[name].get(IN, [0, 0])[1], name))
+    more = len(by_size) - _MOST_SETS
+    made.append(
+        Table(
+            "Sets",
+            ["set", "documents in", "bytes in", "dropped", "documents out", "bytes out", "tokens out"],
+            [_set_row(tally, name) for name in by_size[:_MOST_SETS]],
+            [f"and {more:,} smaller set{'s' * (more > 1)}: see corpus.json."] if more > 0 else [],
+        )
     )
-    return "\n".join(lines) + "\n"
+    problems = report["problems"].items()
+    if problems:
+        body = [[kind, f"{one['count']:,}", one["what"], one["example"]] for kind, one in problems]
+        made.append(Table("Problems of the input", ["what", "count", "done", "first met in"], body))
+    seconds = [
+        [name, f"{spent:.1f}", _laps(report["worker_seconds"].get(name, {}))]
+        for name, spent in report["seconds"].items()
+    ]
+    made.append(Table("Time", ["stage", "seconds", "seconds of workers"], seconds))
+    return made
 
 
 def _set_row(tally: Tally, name: str) -> list[str]:
@@ -140,7 +162,7 @@ def size(count: int) -> str:
     return f"{amount:,.1f} TB"
 
 
-def _table(head: Sequence[str], body: Iterable[Sequence[str]]) -> list[str]:
+def _markdown(head: Sequence[str], body: Iterable[Sequence[str]]) -> list[str]:
     cells = [list(head), *([cell.replace("|", "\\|") for cell in row] for row in body)]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [

@@ -5,13 +5,12 @@ nothing may be left out quietly.
 """
 
 import os
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpt2.errors import BadData, Notice
+from gpt2.errors import BadData
 from gpt2.evaluation.perplexity import Document
 from gpt2.shards import is_corpus
 
@@ -64,7 +63,7 @@ def _sources(name: str) -> "list[Source]":
 def _documents(sources: "Sequence[Source]", field: str, strict: bool) -> Iterator[Document]:
     from gpt2.corpus.documents import SPELT_END, Problems, ReadOptions
     from gpt2.corpus.sources import read
-    from gpt2.tokenizer import END_OF_TEXT
+    from gpt2.training.documents import warn_of_end_of_text
 
     for source in sources:
         problems, warned = Problems(), False
@@ -72,12 +71,7 @@ def _documents(sources: "Sequence[Source]", field: str, strict: bool) -> Iterato
             _refuse(problems, strict)
             if strict and not warned and SPELT_END in problems.counts:
                 warned = True
-                warnings.warn(
-                    f"{source.where} spells {END_OF_TEXT} in its text. It is read as ordinary text and separates "
-                    "nothing: put documents in files of their own, or on lines of a .jsonl file.",
-                    Notice,
-                    stacklevel=2,
-                )
+                warn_of_end_of_text(source.where)
             number = document.id.rpartition("#")[2]
             yield Document(source.where if source.kind == "text" else f"{source.where} #{number}", document.text)
         _refuse(problems, strict)

@@ -100,6 +100,10 @@ class ExampleBatches:
         """Tokens of a step on average, without padding."""
         return round(self.batch_size * float(self.examples.lengths.mean()))
 
+    def epochs(self, steps: int) -> float:
+        """How many times so many steps read the examples."""
+        return steps * self.batch_size / len(self.examples)
+
     def rows(self, step: int, rows: range) -> tuple[Tensor, Tensor]:
         """Some rows of a step's batch: inputs and targets, two (len(rows), width) int64."""
         count = len(self.examples)

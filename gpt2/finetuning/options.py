@@ -5,7 +5,6 @@ training's recipe `finetune`. No torch here.
 """
 
 import dataclasses
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 from gpt2.errors import BadOption
 from gpt2.tasks.template import Template
-from gpt2.training.options import read_recipe
+from gpt2.training.options import read_recipe, recipe_file
 
 RECIPES = Path(__file__).parent / "recipes"
 MATRICES = ("c_attn", "c_proj", "c_fc")
@@ -119,14 +118,7 @@ def read_task_recipe(name: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
     base = read_recipe("finetune")
     if name is None:
         return base, {}
-    path = RECIPES / f"{name}.toml" if name in task_recipe_names() else Path(name)
-    if not path.is_file():
-        known = ", ".join(task_recipe_names())
-        raise BadOption(f"There is no recipe called {name!r} and no such file; fine-tuning has {known}.")
-    try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise BadOption(f"{path} is not valid TOML ({error}).") from None
+    path, values = recipe_file(name, RECIPES, "fine-tuning")
     task = values.pop("task", {})
     # What a run has left may serve as a recipe, too.
     run = values.pop("run", {})

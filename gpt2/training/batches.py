@@ -30,6 +30,10 @@ class Batches(Protocol):
         """Tokens that a step reads, or on average; padding is none."""
         ...
 
+    def epochs(self, steps: int) -> float:
+        """How many times so many steps read all there is."""
+        ...
+
     def rows(self, step: int, rows: range) -> tuple[Tensor, Tensor]:
         """Inputs and targets of some rows of a step's batch: two (len(rows), window) int64.
 
@@ -68,6 +72,10 @@ class Windows:
     def tokens(self) -> int:
         """Tokens that a step reads."""
         return self.batch_size * self.window
+
+    def epochs(self, steps: int) -> float:
+        """How many times so many steps read the ids."""
+        return steps * self.tokens / len(self.ids)
 
     @property
     def windows(self) -> int:

@@ -19,10 +19,15 @@ import torch
 from gpt2.errors import BadData, BadOption
 from gpt2.shards import is_validation, open_shards, shard_paths
 from gpt2.tokenizer import Tokenizer, learn, read_tokenizer
-from gpt2.training.documents import read_documents, refuse_unfinished, split
+from gpt2.training.documents import Split, named_documents, refuse_unfinished, split
 from gpt2.training.options import TrainingOptions
 
 Ids = npt.NDArray[np.int32]
+
+# So few tokens of text are far from teaching each token of GPT-2's vocabulary, which has 50,257.
+_FEW_TOKENS = 1_000_000
+# Documents that are held out are named up to here.
+_FEW_NAMES = 5
 
 
 def to_ids(documents: Sequence[str], tokenizer: Tokenizer, threads: int = 1) -> Ids:
@@ -114,26 +119,52 @@ def open_data(
         raise BadData(f"{of_tokens[0]} holds tokens and {text} text; train on one kind, or build one corpus of both.")
     else:
         data = _open_tokens(paths, options, tokenizer, note)
-    note(f"{len(data.training):,} tokens to train on, {len(data.validation):,} held out")
+    held = len(data.validation)
+    share = f" ({100 * held / (len(data.training) + held):.2g} %)" if held else ""
+    note(f"{len(data.training):,} tokens to train on, {held:,} held out{share}")
     return data
 
 
 def _open_text(
     paths: Sequence[Path], options: TrainingOptions, tokenizer: Tokenizer | None, note: Callable[[str], None]
 ) -> Data:
-    parts = split(read_documents(paths), options.validation)
+    named = list(named_documents(paths))
+    parts = split([text for _, text in named], options.validation)
+    if said := _held_out(named, parts, options.validation):
+        note(said)
     if tokenizer is None and options.vocab_size:
         note(f"learning a vocabulary of {options.vocab_size:,} tokens")
         tokenizer = learn(parts.training, options.vocab_size)
+    theirs = tokenizer is None
     tokenizer = tokenizer or Tokenizer.gpt2()
     if tokenizer.end_of_text is None:
         raise BadOption("This tokenizer has no <|endoftext|>, which separates documents.")
     threads = torch.get_num_threads()
     training, validation = to_ids(parts.training, tokenizer, threads), to_ids(parts.validation, tokenizer, threads)
+    if theirs and len(training) < _FEW_TOKENS:
+        note(
+            f"GPT-2's vocabulary of {tokenizer.vocab_size:,} tokens is large for so little text; --vocab-size 1024 "
+            "learns one of its own, and spares most of a small model's parameters"
+        )
     digest = hashlib.sha256(training.tobytes())
     digest.update(validation.tobytes())
     text_bytes = sum(len(text.encode()) for text in parts.validation)
     return Data(as_tokens(training), as_tokens(validation), text_bytes, digest.hexdigest(), tokenizer)
+
+
+def _held_out(named: Sequence[tuple[str, str]], parts: Split, share: float) -> str | None:
+    """How many of several documents are held out, and which where they are few; None where there is nothing to say."""
+    held = set(parts.validation)
+    if not held or len(named) < 2:
+        return None
+    names = [name for name, text in named if text in held]
+    said = f"{len(names):,} of {len(named):,} documents are held out, chosen by the hash of their text"
+    if len(names) <= _FEW_NAMES:
+        said += f": {'; '.join(names)}"
+    reached = sum(map(len, parts.validation)) / sum(len(text) for _, text in named)
+    if not 2 / 3 < reached / share < 3 / 2:
+        said += f" ({reached:.1%} of the text, not {share:.1%}: documents are few, or uneven; see --validation)"
+    return said
 
 
 def is_tokens(path: Path) -> bool:

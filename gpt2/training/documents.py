@@ -18,6 +18,7 @@ from gpt2.tokenizer import END_OF_TEXT
 
 TEXT_SUFFIXES = (".txt", ".md")
 _FOR_CORPORA = (".html", ".htm", ".warc", ".wet", ".parquet", ".gz", ".zst")
+_STRETCH = 2**16  # bytes that a sample takes at a place
 _OTHERS = "Pages, archives, .parquet and compressed files are for `gpt2 corpus build`, which takes the text out."
 
 
@@ -36,12 +37,11 @@ def find_files(paths: Sequence[Path]) -> list[Path]:
                 raise BadData(f"{corpora[0]} is a corpus; {what}.")
             for building in sorted(path.rglob("building")):
                 refuse_unfinished(building.parent)
-            inside = sorted(p for p in path.rglob("*") if p.suffix in (*TEXT_SUFFIXES, ".jsonl") and p.is_file())
+            every = sorted(found for found in path.rglob("*") if found.is_file())
+            inside = [file for file in every if file.suffix in (*TEXT_SUFFIXES, ".jsonl")]
             if not inside:
                 raise BadData(f"{path} holds no .txt, .md or .jsonl file. {_OTHERS}")
-            left = Counter(
-                p.suffix.lower() for p in path.rglob("*") if p.suffix.lower() in _FOR_CORPORA and p.is_file()
-            )
+            left = Counter(file.suffix.lower() for file in every if file.suffix.lower() in _FOR_CORPORA)
             if left:
                 kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(left.items()))
                 warnings.warn(f"{path}: left out are {kinds}. {_OTHERS}", Notice, stacklevel=2)
@@ -76,7 +76,13 @@ def refuse_unfinished(folder: Path) -> None:
 
 
 def read_documents(paths: Sequence[Path]) -> Iterator[str]:
-    """The documents in files: a text file is one, and a line of a .jsonl file is one (its field `text`).
+    """The documents in files, as `named_documents` has them."""
+    return (text for _, text in named_documents(paths))
+
+
+def named_documents(paths: Sequence[Path]) -> Iterator[tuple[str, str]]:
+    """The documents in files, and what each is called: a text file is one, and a line of a .jsonl file is one (its
+    field `text`).
 
     Documents of nothing but spaces are skipped. Raises BadData, naming file and line, for what is no UTF-8 or no such
     JSON, and for a text file with zero bytes among its first 8,192. Warns (Notice) about text that spells the
@@ -84,17 +90,23 @@ def read_documents(paths: Sequence[Path]) -> Iterator[str]:
     """
     for file in find_files(paths):
         warned = False
-        for text in _lines(file) if file.suffix == ".jsonl" else [_whole(file)]:
+        lines = file.suffix == ".jsonl"
+        for number, text in _lines(file) if lines else [(0, _whole(file))]:
             if END_OF_TEXT in text and not warned:
                 warned = True
-                warnings.warn(
-                    f"{file} spells {END_OF_TEXT} in its text. It is read as ordinary text and separates nothing: "
-                    "put documents in files of their own, or on lines of a .jsonl file.",
-                    Notice,
-                    stacklevel=2,
-                )
+                warn_of_end_of_text(str(file))
             if text and not text.isspace():
-                yield text
+                yield f"{file.name}, line {number}" if lines else file.name, text
+
+
+def warn_of_end_of_text(where: str) -> None:
+    """Warns (Notice) of a file whose text spells the end-of-text token."""
+    warnings.warn(
+        f"{where} spells {END_OF_TEXT} in its text. It is read as ordinary text and separates nothing: "
+        "put documents in files of their own, or on lines of a .jsonl file.",
+        Notice,
+        stacklevel=3,
+    )
 
 
 def _whole(file: Path) -> str:
@@ -109,7 +121,7 @@ def _whole(file: Path) -> str:
         raise BadData(f"{file} is not UTF-8 text: byte {error.start} is {error.object[error.start]:#04x}.") from None
 
 
-def _lines(file: Path) -> Iterator[str]:
+def _lines(file: Path) -> Iterator[tuple[int, str]]:
     with file.open("rb") as stream:
         for number, line in enumerate(stream, 1):
             if not line.strip():
@@ -122,7 +134,47 @@ def _lines(file: Path) -> Iterator[str]:
                 raise BadData(f'{file}, line {number}: the field "text" is {type(text).__name__}, not text.')
             if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
                 raise BadData(f"{file}, line {number}: the text holds a lone surrogate, half a character.")
-            yield text
+            yield number, text
+
+
+def sampled(paths: Sequence[Path], most: int) -> tuple[list[str], float]:
+    """Stretches of text from all over files, about `most` bytes, and the share of the files' bytes that they are.
+
+    Lines of a .jsonl file stay whole. What cannot be read is passed over: `read_documents` refuses it. Raises BadData
+    for files without text.
+    """
+    texts, taken, begin, at = [], 0, 0, 0
+    files = [(file, file.stat().st_size) for file in find_files(paths)]
+    total = sum(size for _, size in files)
+    for file, size in files:
+        with file.open("rb") as stream:
+            while at < begin + size:
+                stream.seek(at - begin)
+                if file.suffix == ".jsonl":
+                    if at > begin:
+                        stream.readline()  # the rest of a line
+                    lines = stream.readlines(_STRETCH)
+                    size_here = sum(map(len, lines))
+                    texts += [text for line in lines if (text := _text_in(line))]
+                else:
+                    data = stream.read(_STRETCH)
+                    size_here = len(data)
+                    texts.append(data.decode("utf-8-sig", "ignore"))
+                taken += size_here
+                # A line may be far longer than a stretch; the next place is then as much farther.
+                at += max(1, total // most) * max(_STRETCH, size_here)
+        begin += size
+    if not any(texts):
+        raise BadData("The data holds no text.")
+    return texts, min(1.0, taken / total)
+
+
+def _text_in(line: bytes) -> str | None:
+    try:
+        text = json.loads(line)["text"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return text if isinstance(text, str) else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ Under torchrun every process walks through the same code; the first alone report
 
 import dataclasses
 import math
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +19,16 @@ from typing import Any, Protocol
 import torch
 
 from gpt2.checkpoint import LanguageModel
-from gpt2.errors import BadData, BadOption, Error
+from gpt2.errors import BadData, Error, Unavailable
+from gpt2.memory import no_room
 from gpt2.training import begin
 from gpt2.training.begin import Beginning
+from gpt2.training.compiling import first_line, is_of_compiler
 from gpt2.training.evaluate import Evaluation
 from gpt2.training.memory import explained
 from gpt2.training.meter import Meter
-from gpt2.training.options import HOW, TrainingOptions
+from gpt2.training.opening import opening
+from gpt2.training.options import TrainingOptions
 from gpt2.training.plot import draw_losses
 from gpt2.training.ranks import Ranks, started
 from gpt2.training.run import RunFolder
@@ -66,7 +70,9 @@ class Silent(Reporter):
 @dataclass(frozen=True, slots=True)
 class Result:
     """What a run came to: its last step, the last batch's loss and the last validation (None: there was none; of a
-    run that was resumed, also those from before), and the run folder. is_first: whether this process reports."""
+    run that was resumed, also those from before), and the run folder. is_first: whether this process reports;
+    first_step: steps that were done before; best: the checkpoint with the lowest validation loss (None: there is none).
+    """
 
     step: int
     train_loss: float | None
@@ -74,6 +80,8 @@ class Result:
     path: Path
     interrupted: bool
     is_first: bool = True
+    first_step: int = 0
+    best: Path | None = None
 
 
 Sample = Callable[[LanguageModel], str]
@@ -124,7 +132,7 @@ def resume(
     """
     run, options, data = RunFolder.open(out, work)
     # Before the options are looked at together: a warm-up that does not fit into so few steps is the lesser trouble.
-    _check_steps(run, (changes or {}).get("steps", options.steps))
+    begin.check_steps(run, (changes or {}).get("steps", options.steps))
     options = options.changed(changes or {})
     files = [Path(path) for path in data]
     with started(options.parallel, begin.device_of(options)) as ranks:
@@ -135,7 +143,7 @@ def resume(
                 start = begin.anew(options, files, reporter.note, ranks, run.work)
             else:
                 state = run.checkpoints.state()
-                _check_unchanged(run, options, state, allow_changes)
+                begin.check_unchanged(run, options, state, allow_changes)
                 start = begin.again(options, files, run, reporter.note, ranks)
                 if start.data.fingerprint != state["data"] and not allow_changes:
                     raise BadData(
@@ -149,36 +157,6 @@ def resume(
                 run.write_recipe(start.options, data)
                 run.take_up(start.first_step, going.best_step, options.keep)
             return going.go()
-
-
-def _check_steps(run: RunFolder, steps: object) -> None:
-    """Raises BadOption for a run that is past so many steps."""
-    if isinstance(steps, int) and run.checkpoints.pointed() is not None:
-        done = run.checkpoints.state()["step"]
-        if steps < done:
-            raise BadOption(f"{run.path} is at step {done:,} already, past {steps:,} steps; choose more --steps.")
-
-
-def _check_unchanged(run: RunFolder, options: TrainingOptions, state: Mapping[str, Any], allow: bool) -> None:
-    """Raises BadOption for a recipe that is not the checkpoint's, unless that is allowed and can be."""
-    now, then = dataclasses.asdict(options), state.get("options", {})
-    changed = [name for name in then if name in now and name not in HOW and now[name] != then[name]]
-    fixed = [name for name in changed if name in _FIXED]
-    told = ", ".join(f"{name} = {now[name]!r} (was {then[name]!r})" for name in fixed or changed)
-    if fixed:
-        raise BadOption(
-            f"The recipe of {run.path} has changed since its checkpoint, in what a run cannot go on with: {told}. "
-            "Put it back in recipe.toml, or start anew (--init takes the weights of this run)."
-        )
-    if changed and not allow:
-        raise BadOption(
-            f"The recipe of {run.path} has changed since its checkpoint: {told}. Put it back in recipe.toml, or go on "
-            "with it all the same with --allow-changes."
-        )
-
-
-# What the weights and the optimiser's state of a checkpoint are made for.
-_FIXED = ("init", "n_layer", "n_head", "n_embd", "context", "vocab_size", "optimizer")
 
 
 class _Run:
@@ -195,7 +173,7 @@ class _Run:
         resumed: bool = False,
     ) -> None:
         self.options, self.data, self.validation = start.options, start.data, validation
-        self.tokenizer, self.network = start.data.tokenizer, start.network
+        self.tokenizer, self.network, self.start = start.data.tokenizer, start.network, start
         self.folder, self.ranks, self.reporter, self.sample = folder, ranks, reporter, sample
         self.first_step = self.saved = start.first_step
         self.resumed = resumed
@@ -224,8 +202,11 @@ class _Run:
         metrics = folder.metrics()
         loss, validation = _last_losses(metrics)
         step, lost = self.first_step, None
-        reporter.note(meter.describe())
-        if self.options.compile:
+        for said in opening(self.start, batches, folder.path, folder.command):
+            reporter.note(said)
+        if step < options.steps and (described := meter.describe()):
+            reporter.note(described)
+        if step < options.steps and options.compile:
             reporter.note("compiling first, which may take minutes (--no-compile begins at once, and is slower)")
         reporter.start(step, options.steps)
         with (
@@ -244,7 +225,19 @@ class _Run:
                     lost = error  # of this process alone, it may be; what was learnt is saved by all
                 if self._all_stop(stop.is_set() or lost is not None):
                     break
-                result = self.step(step, *batch)
+                # Compiling takes minutes, and there is nothing to save yet. (The others of many would wait in vain.)
+                stop.at_once = options.compile and step == self.first_step and ranks.size == 1
+                try:
+                    result = self.step(step, *batch)
+                except KeyboardInterrupt:
+                    if not stop.at_once:
+                        raise
+                    break
+                except Exception as error:
+                    self._failed(error, stop.is_set())
+                    break
+                finally:
+                    stop.at_once = False
                 if not result.finite:
                     raise self._diverged(
                         step, f"the loss is {result.loss} and the gradient's norm {result.norm}", step + 1
@@ -277,10 +270,12 @@ class _Run:
                 raise self._lost(unreadable)
         if ranks.is_first:
             with folder.checkpoints.writing("loss.png"):
-                draw_losses(folder.metrics(), folder.path / "loss.png", reporter.note)
+                draw_losses(folder.metrics(), folder.path / "loss.png", reporter.note, self._title())
         if stale:
             reporter.note(f"step {step}: stopped, no better validation since step {self.best_step} (patience)")
-        return Result(step, loss, validation, folder.path, step < options.steps and not stale, ranks.is_first)
+        interrupted = step < options.steps and not stale
+        best = folder.checkpoints.pointed("best") if ranks.is_first else None
+        return Result(step, loss, validation, folder.path, interrupted, ranks.is_first, self.first_step, best)
 
     def _is_stale(self, step: int) -> bool:
         """Whether `patience` validations have passed without a better one: a function of what a checkpoint knows."""
@@ -292,6 +287,25 @@ class _Run:
     def _all_stop(self, stop: bool) -> bool:
         """Whether any process has to stop: a signal reaches them at different steps."""
         return bool(self.ranks.total(torch.tensor(float(stop), device=self.network.device)))
+
+    def _failed(self, error: Exception, stop: bool) -> None:
+        """Raises what a step raised, in words where it is a compiler's. Returns where that died of a signal that asked
+        this run to stop, as all programs of a terminal are: the weights are still those of the last step."""
+        compilers = self.options.compile and is_of_compiler(error) and not no_room(error)
+        if stop and self.ranks.size > 1 and isinstance(error, RuntimeError):
+            # The others wait for this process in the middle of a step, or have gone.
+            saved = f"step {self.saved} is saved" if self.saved else "no step is saved yet"
+            self.reporter.note(f"stopped in the middle of a step; {saved}; go on with: {self.folder.command}")
+            raise KeyboardInterrupt from error
+        if not compilers:
+            raise error
+        if not stop:
+            said = "".join(traceback.format_exception(error))
+            file = self.folder.write_compiler(said) if self.ranks.is_first else self.folder.path
+            raise Unavailable(
+                f"torch.compile failed ({first_line(error)}); all that it said is in {file}. Without it, slower and to "
+                f"the same end: `{self.folder.command} --no-compile`."
+            ) from error
 
     def _diverged(self, weights: int, what: str, at: int) -> Error:
         """what: figures that are not finite, of the weights after so many steps, seen at step `at`. A checkpoint of
@@ -318,6 +332,14 @@ class _Run:
         return BadData(
             f"{what} {saved}; restore the file and {'go on' if self.saved else 'begin again'} with "
             f"`{self.folder.command}`."
+        )
+
+    def _title(self) -> str:
+        """What tells the pictures of two runs apart: the folder's name, and how it learns."""
+        options, config = self.options, self.network.config
+        return (
+            f"{self.folder.path.resolve().name}: {config.n_layer} x {config.n_embd}, {options.optimizer}, "
+            f"{options.schedule}, rate {options.learning_rate:g}, {options.batch_size} x {self.window:,} tokens a step"
         )
 
     def _trackers(self) -> Trackers:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from gpt2.config import GPT2Config
 from gpt2.training import devices
-from gpt2.training.flops import explain, flops_per_token
+from gpt2.training.flops import FORMULA, flops_per_token
 
 if TYPE_CHECKING:
     import torch
@@ -34,22 +34,22 @@ class Meter:
         ranks: int = 1,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._config, self._window, self._tokens = config, window, tokens_per_step
+        self._tokens = tokens_per_step
         self._device, self._ranks, self._clock = device, ranks, clock
         self._flops = flops_per_token(config, window)
-        self._name = device_name(device)
-        known = devices.find(self._name) if device.type == "cuda" else None
+        known = devices.find(device_name(device)) if device.type == "cuda" else None
         # What float32 reaches on a GPU depends on whether TF32 is allowed: no share is told then.
         self._peak = known.peak * ranks if known and dtype == "bfloat16" else None
         self._source = known.source if known else ""
         self._steps = self._counted = 0
         self._last = self._begun = 0.0
 
-    def describe(self) -> str:
-        """One line: the formula with its numbers, and the peak that a share is told of, or that there is none."""
-        formula = explain(self._config, self._window)
+    def describe(self) -> str | None:
+        """One line for who is told a share of the peak: what is counted, and of which peak. None where it is not known,
+        and no share is told."""
         if self._peak is None:
-            return f"{formula}; peak of {self._name} not known, so no utilisation is told"
+            return None
+        formula = f"{self._flops / 1e9:,.3g} GFLOP a token by {FORMULA}"
         many = f" x {self._ranks}" if self._ranks > 1 else ""
         return f"{formula}; peak {self._peak / self._ranks / 1e12:,.4g} TFLOP/s{many} ({self._source})"
 

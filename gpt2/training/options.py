@@ -4,16 +4,18 @@ The resolved options of a run are written beside it as `recipe.toml`, which can 
 """
 
 import dataclasses
+import difflib
 import json
 import math
 import tomllib
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gpt2.config import GPT2Config
-from gpt2.errors import BadOption
+from gpt2.errors import BadOption, Notice
 from gpt2.threads import check_threads
 from gpt2.training.trackers import check_names
 
@@ -60,7 +62,11 @@ class TrainingOptions:
     adamw_share: float = _option(1.0, "Learning rate of what AdamW moves beside muon, as a share of learning_rate.")
     min_learning_rate: float = _option(0.1, "Lowest learning rate, as a share of the highest.", most=1)
     schedule: str = _option("cosine", "cosine, or wsd (warm-up, stable, decay).")
-    warmup_steps: int = _option(-1, "Steps of linear warm-up; -1: a tenth of the steps, at most 100.", least=-1)
+    warmup_steps: int = _option(
+        -1,
+        "Steps of linear warm-up; -1: a tenth of the steps, at most 100. A recipe's is cut to a tenth of typed steps.",
+        least=-1,
+    )
     decay_share: float = _option(0.3, "Share of the steps in which wsd decays.", most=1)
     weight_decay: float = _option(0.1, "Decoupled weight decay, on matrices only.")
     beta1: float = _option(0.9, "AdamW's first-moment decay.", below=1)
@@ -107,7 +113,7 @@ class TrainingOptions:
             decay = f", the last {self._decay_steps:,} of which decay" if self.schedule == "wsd" else ""
             raise BadOption(
                 f"warmup_steps = {self.warmup_steps:,} does not fit into a run of {self.steps:,} steps{decay}; "
-                f"choose more --steps, or for a new run --warmup-steps {self._usual_warmup}."
+                f"choose more --steps, or --warmup-steps {self._usual_warmup} (with --resume also --allow-changes)."
             )
         if self.batch_tokens:
             if self.batch_tokens % self.context:
@@ -211,7 +217,7 @@ class TrainingOptions:
 
 def chosen_options(recipe: str | None, given: Mapping[str, Any]) -> TrainingOptions:
     """A recipe's values (`read_recipe`), and over them those that were typed. Raises BadOption."""
-    values = laid_over(read_recipe(recipe) if recipe else {}, given)
+    values = over_recipe(read_recipe(recipe) if recipe else {}, given)
     shape = [name for name in ("n_layer", "n_head", "n_embd", "vocab_size") if given.get(name)]
     if values.get("init") and shape:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in shape)
@@ -220,6 +226,28 @@ def chosen_options(recipe: str | None, given: Mapping[str, Any]) -> TrainingOpti
             "leave one of them out (--init '' begins with random weights)."
         )
     return TrainingOptions.from_mapping(values, "the command line")
+
+
+def over_recipe(recipe: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """A recipe's values, and over them those that were typed (`laid_over`).
+
+    A warm-up that the recipe sets, and nobody typed, is at most a tenth of the steps that were typed: it belongs to a
+    longer run. That is told (Notice), and the resolved recipe has the shorter one.
+    """
+    values = laid_over(recipe, given)
+    steps, warmup = given.get("steps"), values.get("warmup_steps")
+    if "warmup_steps" in given or not isinstance(steps, int) or not isinstance(warmup, int):
+        return values
+    most = max(0, steps) // 10
+    if warmup > most:
+        warnings.warn(
+            f"the recipe's warm-up of {warmup:,} steps is long for a run of {steps:,}: it is {most:,} here "
+            "(--warmup-steps sets another)",
+            Notice,
+            stacklevel=2,
+        )
+        values["warmup_steps"] = most
+    return values
 
 
 def laid_over(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -259,7 +287,8 @@ def _check_value(item: "dataclasses.Field[Any]", value: Any) -> None:
     else:
         number = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
         right = number and least <= value <= most and value < below
-        wanted = f"a {'whole ' * (kind is int)}number of at least {least}"
+        finite = "finite " * (isinstance(value, float) and not math.isfinite(value))
+        wanted = f"a {finite}{'whole ' * (kind is int)}number of at least {least}"
         wanted += f" and at most {most}" * (most < math.inf) + f" and below {below}" * (below < math.inf)
     if not right:
         raise BadOption(f"{item.name} is {value!r}, but it must be {wanted}.")
@@ -298,18 +327,26 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.toml"))
 
 
-def read_recipe(name: str) -> dict[str, Any]:
-    """The values that a recipe sets: one of the package's by name, or a TOML file by its path. Raises BadOption."""
-    path = RECIPES / f"{name}.toml"
-    if name not in recipe_names():
-        path = Path(name)
-        if not path.is_file():
-            known = ", ".join(recipe_names())
-            raise BadOption(f"There is no recipe called {name!r} and no such file; the package has {known}.")
+def recipe_file(name: str, folder: Path, whose: str) -> tuple[Path, dict[str, Any]]:
+    """Where a recipe is, and all that it says: one of a folder's by name, or a TOML file by its path.
+
+    whose: who has the folder's recipes, for the message. Raises BadOption.
+    """
+    known = sorted(path.stem for path in folder.glob("*.toml"))
+    path = folder / f"{name}.toml" if name in known else Path(name)
+    if not path.is_file():
+        near = difflib.get_close_matches(name, known, n=1)
+        meant = f"did you mean {near[0]}? " if near else ""
+        raise BadOption(f"There is no recipe called {name!r} and no such file; {meant}{whose} has {', '.join(known)}.")
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        return path, tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise BadOption(f"{path} is not valid TOML ({error}).") from None
+
+
+def read_recipe(name: str) -> dict[str, Any]:
+    """The values that a recipe sets: one of the package's by name, or a TOML file by its path. Raises BadOption."""
+    path, values = recipe_file(name, RECIPES, "the package")
     # A run's recipe.toml says what data it had, too.
     values.pop("run", None)
     _check_names(values, str(path))

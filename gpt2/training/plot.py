@@ -12,16 +12,19 @@ _BLUE, _PALE, _ORANGE = "#1f5a99", "#b9cce3", "#c8501e"
 # More points than this are no more to see: a stretch of steps is then drawn as the span and the mean of its losses.
 _MOST_POINTS = 1500
 
+# Fewer steps have no moving mean.
+_FEW_STEPS = 100
 
-def draw_losses(metrics: Sequence[dict[str, Any]], path: Path, note: Callable[[str], None]) -> None:
+
+def draw_losses(metrics: Sequence[dict[str, Any]], path: Path, note: Callable[[str], None], title: str = "") -> None:
     """Draws training and validation loss in nats per token against steps into a PNG file, from a run's metrics.
 
-    Says so (`note`) where there is no matplotlib: a run must not fail for want of a picture.
+    title: which run it is. Says so (`note`) where there is no matplotlib: a run must not fail for want of a picture.
     """
     try:
         # The Figure class alone: pyplot would look for a display and keep a global state.
         from matplotlib.figure import Figure
-        from matplotlib.ticker import FuncFormatter
+        from matplotlib.ticker import FuncFormatter, MaxNLocator
     except ImportError:
         note(f"{path} was left out: matplotlib is not installed here.")
         return
@@ -38,20 +41,30 @@ def draw_losses(metrics: Sequence[dict[str, Any]], path: Path, note: Callable[[s
     else:
         axes.annotate(f" {smooth[-1][1]:.3f}", smooth[-1], va="center", color=_BLUE, annotation_clip=False)
     axes.set_ylim(_limits(training, smooth, [(line["step"], line["validation_loss"]) for line in measured]))
-    axes.set_xlim(0, training[-1][0])
+    axes.set_title(title, loc="left", fontsize="medium")
+    # A little room behind the last step, where markers stand; a run of one step needs a width.
+    axes.set_xlim(0, 1.015 * training[-1][0])
     axes.set_xlabel(f"step{_tokens(metrics)}")
     axes.set_ylabel("loss (nats per token)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    axes.ticklabel_format(axis="y", useOffset=False)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="upper right", framealpha=0.9, edgecolor="none")
+    # Under the curves there is no place that is free in every run.
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, columnspacing=1.2, handlelength=1.5)
     picture = BytesIO()
     figure.savefig(picture, format="png", dpi=120)
     write_atomically(path, picture.getvalue())
 
 
 def _draw_training(axes: Any, training: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
-    """The training losses, pale, and their moving mean, which is returned."""
+    """The training losses, pale, and their moving mean, which is returned. Of few steps the losses alone: a mean of two
+    or three would be drawn over what it is made of."""
+    if len(training) < _FEW_STEPS:
+        marker = {"marker": "o", "markersize": 3}
+        axes.plot(*zip(*training, strict=True), color=_BLUE, linewidth=1.5, label="training, each batch", **marker)
+        return list(training)
     if len(training) <= _MOST_POINTS:
         axes.plot(*zip(*training, strict=True), color=_PALE, linewidth=1, label="training, each batch")
     else:
@@ -60,11 +73,11 @@ def _draw_training(axes: Any, training: Sequence[tuple[int, float]]) -> list[tup
         places = [group[len(group) // 2][0] for group in groups]
         lowest, highest = ([pick(loss for _, loss in group) for group in groups] for pick in (min, max))
         axes.fill_between(places, lowest, highest, color=_PALE, linewidth=0.5, label="training, all batches")
-    reach = max(1, len(training) // 50)
+    reach = len(training) // 50
     smooth = _smooth(training, reach)
     # The mean changes slowly: more points of it than pixels would only cost time.
     shown = smooth[:: max(1, len(smooth) // _MOST_POINTS)] + smooth[-1:]
-    axes.plot(*zip(*shown, strict=True), color=_BLUE, linewidth=2, label=f"training, mean of {2 * reach + 1:,}")
+    axes.plot(*zip(*shown, strict=True), color=_BLUE, linewidth=2, label=f"training, mean of up to {2 * reach + 1:,}")
     return smooth
 
 

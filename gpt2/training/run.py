@@ -5,6 +5,7 @@
       metrics.jsonl           a line per step that was measured
       samples/step-000500.txt
       loss.png
+      compiler.txt            what torch.compile said when it failed
       lock                    held while a process writes here
       latest, best, checkpoints/    see checkpoints.py
 
@@ -63,7 +64,8 @@ class RunFolder:
         """A run's folder, its options and its data; raises BadOption if it is none, or one of other work."""
         recipe = path / "recipe.toml"
         if not recipe.is_file():
-            raise BadOption(f"{path} is no run folder: it has no recipe.toml.")
+            why = "it has no recipe.toml" if path.is_dir() else "there is no such folder"
+            raise BadOption(f"{path} is no run folder: {why}.")
         options = TrainingOptions.from_mapping(read_recipe(str(recipe)), str(recipe))
         run = tomllib.loads(recipe.read_text(encoding="utf-8")).get("run")
         data = run.get("data") if isinstance(run, dict) else None
@@ -199,6 +201,12 @@ class RunFolder:
         with self._writing("A sample"):
             write_atomically(self.path / "samples" / f"step-{step:06d}.txt", text.encode())
 
+    def write_compiler(self, text: str) -> Path:
+        """Keeps what a compiler said, which may be thousands of lines, and returns where."""
+        with self._writing("compiler.txt"):
+            write_atomically(self.path / "compiler.txt", text.encode(errors="backslashreplace"))
+        return self.path / "compiler.txt"
+
     # Checkpoints
 
     def save(
@@ -239,4 +247,4 @@ class RunFolder:
 
 def _is_nothing(file: Path) -> bool:
     """Whether a file in a folder is what a run leaves that ended before its first step."""
-    return file.name in ("lock", "recipe.toml", "tensorboard", "tracking") or is_temporary(file)
+    return file.name in ("lock", "recipe.toml", "compiler.txt", "tensorboard", "tracking") or is_temporary(file)

@@ -7,13 +7,19 @@ from contextlib import contextmanager
 from types import FrameType
 
 
+class StopRequest(threading.Event):
+    """at_once: whether the first signal raises KeyboardInterrupt, too, because nothing would be lost."""
+
+    at_once = False
+
+
 @contextmanager
-def stop_requests() -> Iterator[threading.Event]:
+def stop_requests() -> Iterator[StopRequest]:
     """An event that such a signal sets, so that the step under way is finished and saved; a second is heard at once.
 
     Signals reach the main thread alone, so elsewhere the event is never set.
     """
-    event = threading.Event()
+    event = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
@@ -23,6 +29,8 @@ def stop_requests() -> Iterator[threading.Event]:
         event.set()
         for each, handler in before.items():
             signal.signal(each, handler)
+        if event.at_once:
+            raise KeyboardInterrupt
 
     for number in before:
         signal.signal(number, request)

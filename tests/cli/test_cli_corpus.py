@@ -1,12 +1,16 @@
 """`gpt2 corpus build` and `gpt2 corpus check`: what they print, and what they say about mistakes."""
 
+import io
 import json
 import os
 import signal
 import time
 
 import pytest
+from rich.console import Console
+from rich.text import Text
 
+from gpt2.cli.corpus import _Watcher
 from gpt2.corpus import CorpusOptions
 from gpt2.tokenizer import write_tokenizer
 from tests.helpers import byte_tokenizer
@@ -38,8 +42,11 @@ def test_build_prints_the_table_that_it_stores(build, tmp_path):
     assert (tmp_path / "out" / "corpus.md").read_text() in answer.out
     assert "| came in " in answer.out
     assert f"gpt2 train {tmp_path / 'out'}" in answer.out
-    # No bar where there is no terminal.
-    assert answer.err == ""
+    # No bar where there is no terminal, and a line for each stage.
+    stages = [line.partition(":")[0] for line in answer.err.splitlines()]
+    assert stages == ["reading", "duplicates", "vocabulary", "tokens", "moving in"]
+    # What has no bytes to do has no units of them.
+    assert answer.err.splitlines()[1:3] == ["duplicates", "vocabulary"]
 
 
 def test_build_prints_one_document_for_machines(build, tmp_path):
@@ -129,7 +136,9 @@ def test_mistakes_are_one_line(build, arguments, said):
     answer = build(*arguments)
     assert answer.code == 2
     assert said in answer.err
-    assert len(answer.err.splitlines()) == 1
+    *stages, last = answer.err.splitlines()
+    assert last.startswith("gpt2: ")
+    assert [line.partition(":")[0] for line in stages] == ["reading", "duplicates"][: len(stages)]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="left out: Windows has no SIGTERM")
@@ -158,3 +167,83 @@ def test_a_folder_that_is_no_corpus_is_said(gpt2, tmp_path):
     answer = gpt2("corpus", "check", tmp_path)
     assert answer.code == 2
     assert "no corpus.json" in answer.err
+
+
+def test_a_folder_that_is_not_there_is_said(gpt2, tmp_path):
+    answer = gpt2("corpus", "check", tmp_path / "nowhere")
+    assert (answer.code, answer.err) == (2, f"gpt2: {tmp_path / 'nowhere'} is no corpus: there is no such folder.\n")
+
+
+def test_one_is_no_plural(gpt2, build, sources, tmp_path):
+    (sources / "a.jsonl").unlink()
+    build("--validation", "0")
+    said = gpt2("corpus", "check", tmp_path / "out").out
+    assert "train: 1 document, " in said
+    assert said.splitlines()[1].endswith(" of text, 1 shard")
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    made = Clock()
+    monkeypatch.setattr("gpt2.cli.corpus.time.monotonic", made)
+    return made
+
+
+def staged(clock, terminal, width=80):
+    """What a watcher shows of a build of two stages."""
+    out = io.StringIO()
+    console = Console(file=out, width=width, force_terminal=terminal, highlight=False, legacy_windows=False)
+    with _Watcher(console) as watcher:
+        watcher.stage("reading", 84_000_000)
+        for done in range(0, 84_000_001, 1_000_000):
+            clock.now += 1
+            watcher.progress(done)
+        watcher.stage("duplicates", 0)
+        clock.now += 7
+        watcher.progress(0)
+        watcher.stage("tokens", 50)
+        watcher.progress(50)
+    return out.getvalue()
+
+
+def test_without_a_terminal_a_long_stage_says_now_and_then_how_far_it_is(clock):
+    said = staged(clock, terminal=False).splitlines()
+    assert said[0] == "reading: 84.0 MB"
+    assert said[1:3] == [
+        "reading: 29.0 MB of 84.0 MB, 57 s left",
+        "reading: 59.0 MB of 84.0 MB, 25 s left",
+    ]
+    assert said[3:] == ["duplicates", "tokens: 50 bytes"]
+
+
+def test_on_a_terminal_finished_stages_stand_still_and_bytes_are_told_of_bytes_alone(clock):
+    shown = staged(clock, terminal=True, width=60)
+    last = Text.from_ansi(shown.replace("\r", "\n")).plain.splitlines()
+    reading, duplicates, tokens = [line.rstrip() for line in last if line.strip()][-3:]
+    full = "\N{BOX DRAWINGS HEAVY HORIZONTAL}" * 12
+    assert reading == f"reading    {full} 84.0 MB in 1 min 25 s"
+    assert duplicates == f"duplicates {full} in 7 s"
+    assert tokens == f"tokens     {full} 50 bytes in 0 s"
+    assert "?" not in Text.from_ansi(shown).plain.replace("[?25", "")
+
+
+def test_a_terminal_gets_tables_of_its_width(build, monkeypatch):
+    def narrow():
+        return Console(width=60, force_terminal=True, color_system=None, highlight=False)
+
+    monkeypatch.setattr("gpt2.cli.corpus.console", narrow)
+    answer = build()
+    *said, _ = answer.out.splitlines()
+    assert max(map(len, said)) <= 60
+    assert "|" not in "".join(said)
+    row = next(line.split() for line in said if line.startswith(" sources"))
+    assert row[0] == "sources"
+    assert row[1] == "101"

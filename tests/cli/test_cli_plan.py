@@ -9,9 +9,11 @@ from rich.text import Text
 from gpt2.cli.plan import count
 from gpt2.cli.progress import Progress, describe, duration
 from gpt2.shards import open_shards
-from gpt2.training import read_recipe
+from gpt2.training import TrainingOptions, read_recipe
+from gpt2.training.data import open_data
 from gpt2.training.evaluate import Evaluation
 from tests.helpers import byte_tokenizer
+from tests.runs import TEXT
 from tests.unit.test_training_data import LINES, corpus
 
 
@@ -30,14 +32,17 @@ def quick_rate(monkeypatch):
 
 
 def test_this_machine_as_json(gpt2, tmp_path):
-    (tmp_path / "text.txt").write_text("a" * 4000)
-    answer = gpt2("plan", tmp_path / "text.txt", *TINY, "--steps", "1000", "--json")
+    (tmp_path / "text.txt").write_text(TEXT)
+    answer = gpt2("plan", tmp_path / "text.txt", *TINY, "--vocab-size", "270", "--steps", "1000", "--json")
     assert answer.code == 0
     assert answer.out.count("\n") == 1
     document = answer.json
     assert document["tokens"] == 1000 * 8 * 16
-    assert document["epochs"] == pytest.approx(128)
-    assert document["data_tokens_counted"] is False
+    # What a run would count.
+    opened = open_data([tmp_path / "text.txt"], TrainingOptions(vocab_size=270))
+    assert document["data_tokens"] == len(opened.training) < 0.9 * len(TEXT)
+    assert document["epochs"] == pytest.approx(128_000 / len(opened.training))
+    assert document["data_tokens_counted"] is True
     assert document["flops_formula"] == "6 N + 12 L T C"
     assert document["largest_micro_batch"] == document["micro_batch_size"] == 8
     assert document["probe_steps"] == 20
@@ -87,8 +92,37 @@ def test_a_corpus_has_its_own_vocabulary(gpt2, tmp_path):
     folder = corpus(tmp_path / "corpus", byte_tokenizer(), LINES)
     document = gpt2("plan", folder, "--no-probe", "--json").json
     assert document["shape"]["vocab_size"] == 257
-    assert document["data_tokens"] == len(open_shards(folder))
+    assert document["data_tokens"] == len(open_data([folder], TrainingOptions()).training) < len(open_shards(folder))
     assert document["data_tokens_counted"] is True
+
+
+@pytest.mark.parametrize("vocab_size", [0, 300])
+def test_of_much_text_a_sample_is_tokenised(gpt2, tmp_path, monkeypatch, vocab_size):
+    words = [f"word{number % 97} and {number % 31} more, " for number in range(20_000)]
+    (tmp_path / "text.txt").write_text("".join(words))
+    size = ("--vocab-size", str(vocab_size))
+    whole = gpt2("plan", tmp_path / "text.txt", *TINY, *size, "--no-probe", "--json").json
+    monkeypatch.setattr("gpt2.cli.plan._SAMPLE", 150_000)
+    guessed = gpt2("plan", tmp_path / "text.txt", *TINY, *size, "--no-probe", "--json").json
+    assert (whole["data_tokens_counted"], guessed["data_tokens_counted"]) == (True, False)
+    assert guessed["data_tokens"] == pytest.approx(whole["data_tokens"], rel=0.05)
+    assert guessed["shape"]["vocab_size"] == whole["shape"]["vocab_size"] == (vocab_size or 50257)
+    said = gpt2("plan", tmp_path / "text.txt", *TINY, *size, "--no-probe").out
+    assert "times the data (about " in said
+
+
+def test_text_is_counted_by_the_vocabulary_of_the_model_to_begin_with(gpt2, tmp_path, model_path):
+    (tmp_path / "text.txt").write_text(TEXT)
+    words = ("--init", model_path, "--context", "32", "--no-probe", "--json")
+    document = gpt2("plan", tmp_path / "text.txt", *words).json
+    opened = open_data([tmp_path / "text.txt"], TrainingOptions(), byte_tokenizer())
+    assert document["data_tokens"] == len(opened.training)
+
+
+def test_one_is_no_plural(gpt2):
+    said = gpt2("plan", *TINY, "--n-head", "1", "--steps", "1", "--no-probe").out
+    for part in (": 1 block, ", ", 1 head, ", "1 step of 8 x"):
+        assert part in said
 
 
 @pytest.mark.parametrize("flags", [["--batch-size", "600"], ["--batch-size", "12", "--micro-batch-size", "3"]])
@@ -185,8 +219,8 @@ def test_without_a_terminal_there_is_one_line_an_evaluation():
         progress.evaluation(2, Evaluation(nats=700.0, tokens=200, text_bytes=800))
     assert out.getvalue() == (
         "step      2  train 3.300  validation 3.500 nats/token, 1.262 bits/byte (200 tokens)  "
-        # Equal tokens at 1,000 and 3,000 a second take as long as at 1,500; the rate is scaled alike.
-        "1,500 tokens/s  1 TFLOP/s  3.2 GB  2 min 05 s left\n"
+        # Equal tokens at 1,000 and 3,000 a second take as long as at 1,500.
+        "1,500 tokens/s  3.2 GB  2 min 05 s left\n"
     )
 
 
@@ -207,6 +241,32 @@ def test_what_a_terminal_would_obey_is_not_printed():
     assert out.getvalue() == "sample at step 3:\n    one\ufffd[2J\ufffd\n    two\ufffd\n"
 
 
+def test_the_share_of_a_line_is_that_of_its_speed():
+    progress, out = lines()
+    with progress:
+        for step, speed in ((1, 1000.0), (2, 3000.0)):
+            progress.step(step, 3.0, speed, FACTS | {"tokens_per_second": speed, "mfu": speed / 10_000})
+        progress.evaluation(2, Evaluation(nats=700.0, tokens=200, text_bytes=800))
+    assert "1,500 tokens/s  15.0% MFU" in out.getvalue()
+
+
+def test_no_bar_is_left_behind_the_lines():
+    progress, out = lines(terminal=True)
+    with progress:
+        progress.start(0, 4)
+        progress.step(4, 3.0, 1000.0, FACTS)
+        progress.note("the end")
+    # The last that is done is to delete the bar's line.
+    assert out.getvalue().rstrip().endswith("\x1b[2K")
+
+
+def test_a_terminal_gets_whole_words():
+    out = io.StringIO()
+    with Progress(Console(file=out, width=60, force_terminal=True, highlight=False)) as progress:
+        progress.note("runs/w1: a sentence that is much longer than the sixty columns of a narrow terminal")
+    assert out.getvalue().splitlines()[0].rstrip().endswith(" the sixty")
+
+
 def test_a_run_that_never_evaluates_still_says_that_it_lives(monkeypatch):
     now = [0.0]
     monkeypatch.setattr("gpt2.cli.progress.time.monotonic", lambda: now[0])
@@ -220,10 +280,10 @@ def test_a_run_that_never_evaluates_still_says_that_it_lives(monkeypatch):
     assert out.getvalue().startswith("step    301  train 3.000  1,000 tokens/s")
 
 
-def test_a_share_of_a_known_peak_is_told_instead_of_the_rate():
+def test_a_share_of_a_known_peak_is_told_and_a_rate_without_one_is_not():
     said = describe(FACTS | {"mfu": 0.412})
     assert "41.2% MFU" in said
-    assert not any("TFLOP" in part for part in said)
+    assert not any("FLOP" in part for part in [*said, *describe(FACTS)])
     assert describe({}) == []
 
 
@@ -233,5 +293,5 @@ def test_a_terminal_gets_a_bar():
         progress.start(0, 4)
         progress.step(1, 3.0, 1000.0, FACTS)
         progress.note("[not markup]")
-    for part in ("1/4", "loss 3.000", "1,000 tokens/s", "2 TFLOP/s", "3.2 GB", "2 min 05 s left", "[not markup]"):
+    for part in ("1/4", "loss 3.000", "1,000 tokens/s", "3.2 GB", "2 min 05 s left", "[not markup]"):
         assert part in out.getvalue()

@@ -1,5 +1,7 @@
 """The corpus folder: whose it is, what it was begun with, and whether it is still what was written."""
 
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -28,8 +30,26 @@ def test_other_settings_are_refused_by_name(folder, tmp_path):
         corpus.build([str(folder)], tmp_path / "out", CorpusOptions(near=False, validation=0.01), workers=1)
     with (folder / "0.jsonl").open("a") as file:
         file.write('{"text": "one more"}\n')
-    with pytest.raises(BadOption, match="the sources are others, or have changed since"):
+    with pytest.raises(
+        BadOption, match=r"8 files of [\d,]+ bytes then, 8 of .* newer than the build is sources/0\.jsonl"
+    ):
         corpus.build([str(folder)], tmp_path / "out", PLAIN, workers=1)
+    file = str(folder / "1.jsonl")
+    with pytest.raises(BadOption, match=f"the sources were {folder} and are {file}"):
+        corpus.build([file], tmp_path / "out", PLAIN, workers=1)
+
+
+def test_a_file_that_was_touched_is_named(folder, tmp_path):
+    corpus.build([str(folder)], tmp_path / "out", PLAIN, workers=1)
+    later = time.time() + 60
+    os.utime(folder / "2.jsonl", (later, later))
+    with pytest.raises(BadOption, match=r"changed since, though not in size; newer than the build is sources/2\.jsonl"):
+        corpus.build([str(folder)], tmp_path / "out", PLAIN, workers=1)
+
+
+def test_a_folder_that_is_not_there_is_said(tmp_path):
+    with pytest.raises(BadData, match="nowhere is no corpus: there is no such folder"):
+        corpus.check(tmp_path / "nowhere")
 
 
 def test_two_builds_into_one_folder_are_one_too_many(folder, tmp_path):

@@ -13,7 +13,7 @@ from gpt2.evaluation.rows import Job, Missing
 from gpt2.evaluation.sets import SOURCES, Found, Sets
 from gpt2.evaluation.store import Store
 from tests.generation_models import peer
-from tests.helpers import tiny_model
+from tests.helpers import tiny_model, told_by
 
 
 @pytest.fixture
@@ -37,18 +37,10 @@ def make_job(tmp_path):
 @pytest.fixture
 def told(monkeypatch):
     """Answers by the end of the prompt, in the place of a model's; what was asked is kept."""
-    asked, written = [], {}
-
-    def complete(self, prompts, options, what):
-        texts = [self.model.tokenizer.decode(prompt) for prompt in prompts]
-        asked.extend((text, options) for text in texts)
-        return [
-            self.model.tokenizer.encode(next((out for end, out in written.items() if text.endswith(end)), "nothing\n"))
-            for text in texts
-        ]
-
-    monkeypatch.setattr(Job, "complete", complete)
-    return asked, written
+    return told_by(
+        monkeypatch,
+        lambda text, written: next((out for end, out in written.items() if text.endswith(end)), "nothing\n"),
+    )
 
 
 def by_reading(cells):

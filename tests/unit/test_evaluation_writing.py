@@ -9,7 +9,7 @@ from gpt2.evaluation.rows import Job, Missing
 from gpt2.evaluation.sets import Sets
 from gpt2.evaluation.store import Store
 from gpt2.generation import generate
-from tests.helpers import tiny_model
+from tests.helpers import tiny_model, told_by
 
 ARTICLES = [
     ("A man went out. He saw a dog. The dog ran. It rained all day.", "Man sees dog .\nDog runs ."),
@@ -44,18 +44,7 @@ def make_job(tmp_path):
 @pytest.fixture
 def told(monkeypatch):
     """Writings by a piece of the prompt, in the place of a model's; what was asked is kept."""
-    asked, written = [], {}
-
-    def complete(self, prompts, options, what):
-        texts = [self.model.tokenizer.decode(prompt) for prompt in prompts]
-        asked.extend((text, options) for text in texts)
-        return [
-            self.model.tokenizer.encode(next((out for part, out in written.items() if part in text), ""))
-            for text in texts
-        ]
-
-    monkeypatch.setattr(Job, "complete", complete)
-    return asked, written
+    return told_by(monkeypatch, lambda text, written: next((out for part, out in written.items() if part in text), ""))
 
 
 def by_reading(cells):

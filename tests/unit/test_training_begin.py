@@ -15,16 +15,14 @@ from gpt2.training.loss import Loss
 from gpt2.training.options import TrainingOptions, read_recipe
 from gpt2.training.ranks import Ranks
 from tests.helpers import Recorder, tiny_model
-from tests.unit.test_training_loop import OPTIONS, TEXT
+from tests.runs import SHORT, write_text
 
 CPU = torch.device("cpu")
 
 
 @pytest.fixture
 def text(tmp_path):
-    file = tmp_path / "text.txt"
-    file.write_text(TEXT)
-    return file
+    return write_text(tmp_path)
 
 
 @pytest.fixture
@@ -40,18 +38,18 @@ def test_a_tracker_that_is_missing_leaves_no_folder_in_the_way(text, tmp_path, m
     monkeypatch.setattr("gpt2.training.trackers.find_spec", lambda name: None)
     for _ in range(2):
         with pytest.raises(Unavailable, match="Logging to wandb needs the package wandb"):
-            train(replace(OPTIONS, trackers="wandb"), [text], tmp_path / "run", Recorder())
+            train(replace(SHORT, trackers="wandb"), [text], tmp_path / "run", Recorder())
     assert not (tmp_path / "run").exists()
 
 
 def test_a_batch_that_cannot_be_shared_is_refused_before_the_data_is_read(tmp_path):
     ranks = Ranks(size=3, kind="ddp")
     with pytest.raises(BadOption, match="A batch of 4 sequences cannot be shared evenly by 3 processes"):
-        begin.anew(OPTIONS, [tmp_path / "nowhere.txt"], print, ranks)
+        begin.anew(SHORT, [tmp_path / "nowhere.txt"], print, ranks)
 
 
 def test_without_a_compiler_the_way_on_is_told_and_there_is_no_folder(text, tmp_path, no_compiler):
-    options = replace(OPTIONS, compile=True, steps=3)
+    options = replace(SHORT, compile=True, steps=3)
     with pytest.raises(Unavailable, match=r"needs a C\+\+ compiler, which is not found here.*--no-compile"):
         train(options, [text], tmp_path / "run", Recorder())
     assert not (tmp_path / "run").exists()
@@ -63,7 +61,7 @@ def test_without_a_compiler_the_way_on_is_told_and_there_is_no_folder(text, tmp_
 def test_a_compiler_that_was_named_and_is_not_there_is_named(no_compiler, monkeypatch):
     monkeypatch.setenv("CXX", "/nonexistent/compiler")
     with pytest.raises(Unavailable, match=r"the C\+\+ compiler /nonexistent/compiler \(from CXX\)"):
-        begin.anew(replace(OPTIONS, compile=True), [], print, Ranks())
+        begin.anew(replace(SHORT, compile=True), [], print, Ranks())
 
 
 @pytest.mark.parametrize(
@@ -79,16 +77,16 @@ def test_a_gpu_needs_triton_and_what_triton_needs(monkeypatch, triton, found, sa
 
 def test_a_text_shorter_than_a_window_is_told(text, tmp_path):
     recorder = Recorder()
-    options = replace(OPTIONS, context=4096, steps=3, batch_size=1, micro_batch_size=0)
+    options = replace(SHORT, context=4096, steps=3, batch_size=1, micro_batch_size=0)
     train(options, [text], tmp_path / "run", recorder)
     assert any("shorter than a window of 4,096 tokens: rows have" in note for note in recorder.notes)
     recorder = Recorder()
-    train(replace(OPTIONS, steps=3), [text], tmp_path / "other", recorder)
-    assert not any("shorter" in note for note in recorder.notes)
+    train(replace(SHORT, steps=3), [text], tmp_path / "other", recorder)
+    assert not any("shorter than a window" in note for note in recorder.notes)
 
 
 def test_another_number_of_steps_is_told_when_a_run_goes_on(text, tmp_path):
-    train(OPTIONS, [text], tmp_path / "run", Recorder())
+    train(SHORT, [text], tmp_path / "run", Recorder())
     recorder = Recorder()
     resume(tmp_path / "run", recorder, changes={"steps": 12})
     told = [note for note in recorder.notes if "learning rate" in note]
@@ -107,7 +105,7 @@ def small_model(tmp_path):
 
 def test_a_run_that_began_with_a_folder_begins_again_from_anywhere(text, tmp_path, small_model, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    options = replace(OPTIONS, init="models/small", vocab_size=0, steps=4)
+    options = replace(SHORT, init="models/small", vocab_size=0, steps=4)
     train(options, [text], tmp_path / "run", Recorder())
     assert read_recipe(str(tmp_path / "run" / "recipe.toml"))["init"] == str(tmp_path / "models" / "small")
     # As if it had been killed before its first checkpoint.
@@ -149,15 +147,15 @@ def test_what_ended_before_its_first_step_does_not_bar_the_next_try(text, tmp_pa
     with monkeypatch.context() as patch:
         patch.setattr("gpt2.training.loss.Loss.forward", lambda *_: torch.empty(2**50))
         with pytest.raises(BadOption, match="memory"):
-            train(OPTIONS, [text], tmp_path / "run", Recorder())
+            train(SHORT, [text], tmp_path / "run", Recorder())
     assert (tmp_path / "run" / "recipe.toml").is_file()
-    assert train(replace(OPTIONS, steps=3), [text], tmp_path / "run", Recorder()).step == 3
+    assert train(replace(SHORT, steps=3), [text], tmp_path / "run", Recorder()).step == 3
     with pytest.raises(BadOption, match="is there already"):
-        train(OPTIONS, [text], tmp_path / "run", Recorder())
+        train(SHORT, [text], tmp_path / "run", Recorder())
 
 
 def test_a_run_goes_on_with_the_batch_that_was_typed(text, tmp_path):
-    options = replace(OPTIONS, batch_tokens=64, steps=4)
+    options = replace(SHORT, batch_tokens=64, steps=4)
     train(options, [text], tmp_path / "run", Recorder())
     resume(tmp_path / "run", Recorder(), changes={"batch_size": 6, "steps": 6}, allow_changes=True)
     recipe = read_recipe(str(tmp_path / "run" / "recipe.toml"))
@@ -172,7 +170,7 @@ def two_processes(monkeypatch):
 
 def test_the_micro_batch_of_two_processes_is_that_of_one_that_goes_on(text, tmp_path, monkeypatch):
     notes = []
-    options = replace(OPTIONS, micro_batch_size=0)
+    options = replace(SHORT, micro_batch_size=0)
     start = begin.anew(options, [text], notes.append, two_processes(monkeypatch))
     assert start.options.micro_batch_size == start.options.rows_at_once(2) == start.options.rows_at_once(1) == 2
     assert not any("dropout" in note for note in notes)
@@ -180,7 +178,7 @@ def test_the_micro_batch_of_two_processes_is_that_of_one_that_goes_on(text, tmp_
 
 def test_dropout_that_more_processes_draw_otherwise_is_told(text, monkeypatch):
     ranks = two_processes(monkeypatch)
-    alone = begin.anew(replace(OPTIONS, micro_batch_size=0), [text], print, Ranks()).options
+    alone = begin.anew(replace(SHORT, micro_batch_size=0), [text], print, Ranks()).options
     assert alone.micro_batch_size == 4
     notes = []
     begin.anew(alone, [text], notes.append, ranks)
@@ -194,7 +192,7 @@ def test_dropout_that_more_processes_draw_otherwise_is_told(text, monkeypatch):
 
 
 def test_a_run_that_has_no_room_to_go_on_is_told_where_to_change_it(text, tmp_path, monkeypatch):
-    train(OPTIONS, [text], tmp_path / "run", Recorder())
+    train(SHORT, [text], tmp_path / "run", Recorder())
     monkeypatch.setattr("gpt2.training.memory.room", lambda *_: 60_000)
     with pytest.raises(BadOption, match=r"Change it in .*recipe\.toml, and go on with `.* --allow-changes`\.$"):
         resume(tmp_path / "run", Recorder(), changes={"steps": 12})

@@ -1,5 +1,6 @@
 """Texts to ids, and tokens that are read as they lie."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,43 @@ class TestOpenData:
         assert notes[0] == "learning a vocabulary of 260 tokens"
         assert open_data([tmp_path], TrainingOptions()).tokenizer == Tokenizer.gpt2()
 
+    def test_what_is_held_out_of_few_documents_is_told_by_name_and_share(self, tmp_path):
+        for number in range(6):
+            (tmp_path / f"{number}.txt").write_text(f"chapter {number} " * 30)
+        notes = []
+        options = TrainingOptions(validation=0.1)
+        opened = open_data([tmp_path], options, byte_tokenizer(), notes.append)
+        parts = split(read_documents([tmp_path]), 0.1)
+        names = [f"{n}.txt" for n in range(6) if f"chapter {n} " * 30 in parts.validation]
+        assert 0 < len(names) <= 5
+        assert (
+            f"{len(names)} of 6 documents are held out, chosen by the hash of their text: {'; '.join(names)}"
+            in notes[0]
+        )
+        assert "of the text, not 10.0%" in notes[0]
+        assert (
+            f"held out ({100 * len(opened.validation) / (len(opened.validation) + len(opened.training)):.2g} %)"
+            in (notes[-1])
+        )
+
+    def test_what_is_held_out_of_many_is_counted(self, tmp_path):
+        lines = [json.dumps({"text": f"page {number} of a book"}) for number in range(400)]
+        (tmp_path / "a.jsonl").write_text("\n".join(lines))
+        notes = []
+        open_data([tmp_path], TrainingOptions(validation=0.1), byte_tokenizer(), notes.append)
+        count = len(split(read_documents([tmp_path]), 0.1).validation)
+        assert notes[0] == f"{count} of 400 documents are held out, chosen by the hash of their text"
+
+    def test_gpt2s_vocabulary_is_large_for_a_small_text_and_that_is_told(self, tmp_path):
+        (tmp_path / "a.txt").write_text("the cat sat on the mat " * 50)
+        notes = []
+        open_data([tmp_path], TrainingOptions(), note=notes.append)
+        assert any("--vocab-size 1024 learns one of its own" in note for note in notes)
+        for options, tokenizer in ((TrainingOptions(vocab_size=260), None), (TrainingOptions(), byte_tokenizer())):
+            notes.clear()
+            open_data([tmp_path], options, tokenizer, notes.append)
+            assert not any("--vocab-size" in note for note in notes)
+
     def test_a_corpus_folder(self, tmp_path):
         tokenizer = learn(LINES, 280)
         folder = corpus(tmp_path, tokenizer, LINES[6:], LINES[:6])
@@ -66,7 +104,9 @@ class TestOpenData:
         assert opened.validation_bytes == sum(map(len, LINES[:6]))
         assert opened.validation.read(0, len(opened.validation)).tolist() == to_ids(LINES[:6], tokenizer).tolist()
         assert opened.training.read(0, len(opened.training)).tolist() == to_ids(LINES[6:], tokenizer).tolist()
-        assert notes == [f"{len(opened.training):,} tokens to train on, {len(opened.validation):,} held out"]
+        held = len(opened.validation)
+        share = 100 * held / (len(opened.training) + held)
+        assert notes == [f"{len(opened.training):,} tokens to train on, {held:,} held out ({share:.2g} %)"]
         by_name = open_data(sorted(folder.glob("*.safetensors")), TrainingOptions())
         assert by_name.fingerprint == opened.fingerprint
 

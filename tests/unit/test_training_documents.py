@@ -8,7 +8,7 @@ from gpt2.corpus.options import CorpusOptions
 from gpt2.errors import BadData, Notice
 from gpt2.training import TrainingOptions
 from gpt2.training.data import open_data, to_ids
-from gpt2.training.documents import find_files, read_documents, split
+from gpt2.training.documents import find_files, named_documents, read_documents, sampled, split
 from tests.helpers import byte_tokenizer
 from tests.unit.test_training_data import LINES, corpus
 
@@ -170,3 +170,28 @@ def test_files_of_a_folder_that_are_left_out_are_told(tmp_path):
         (tmp_path / name).write_text("some text")
     with pytest.warns(Notice, match=r"left out are 1 \.gz, 2 \.html\. Pages, .* `gpt2 corpus build`"):
         assert find_files([tmp_path]) == [tmp_path / "a.txt"]
+
+
+def test_documents_have_the_names_of_their_files_and_lines(tmp_path):
+    (tmp_path / "a.txt").write_text("one")
+    (tmp_path / "b.jsonl").write_text('{"text": "two"}\n\n{"text": "three"}\n')
+    names = [("a.txt", "one"), ("b.jsonl, line 1", "two"), ("b.jsonl, line 3", "three")]
+    assert list(named_documents([tmp_path])) == names
+
+
+@pytest.mark.parametrize("length", [20, 300_000])
+def test_a_sample_comes_from_all_over_and_is_as_large_as_asked(tmp_path, length):
+    """Long lines, too, of which a stretch has less than one."""
+    count = 6_000_000 // (length + 14)
+    lines = [json.dumps({"text": f"{number:06}".ljust(length, "x")}) for number in range(count)]
+    (tmp_path / "a.jsonl").write_text("\n".join(lines) + "\n")
+    (tmp_path / "b.txt").write_text("y" * 2_000_000)
+    texts, share = sampled([tmp_path], 1_500_000)
+    assert 0.1 < share < 0.35
+    from_lines = [text for text in texts if "x" in text]
+    assert all(len(text) == length for text in from_lines)
+    numbers = [int(text[:6]) for text in from_lines]
+    assert numbers == sorted(set(numbers))
+    assert numbers[-1] > 0.7 * count
+    found = sum(map(len, texts)) / share
+    assert found == pytest.approx(count * length + 2_000_000, rel=0.15)

@@ -9,36 +9,15 @@ import pytest
 from gpt2.errors import BadData, BadOption, Error
 from gpt2.shards import ShardWriter
 from gpt2.tokenizer import write_tokenizer
-from gpt2.training import TrainingOptions, resume, train
+from gpt2.training import resume, train
 from gpt2.training.evaluate import Evaluation
 from tests.helpers import Recorder, byte_tokenizer
-
-TEXT = "the quick brown fox jumps over the lazy dog. " * 60
-
-OPTIONS = TrainingOptions(
-    n_layer=1,
-    n_head=2,
-    n_embd=16,
-    context=16,
-    vocab_size=270,
-    dropout=0.1,
-    attention_dropout=0.1,
-    steps=10,
-    batch_size=4,
-    micro_batch_size=2,
-    warmup_steps=2,
-    eval_every=4,
-    sample_every=5,
-    save_every=4,
-    threads=1,
-)
+from tests.runs import SHORT, TEXT, write_text
 
 
 @pytest.fixture
 def text(tmp_path):
-    file = tmp_path / "text.txt"
-    file.write_text(TEXT)
-    return file
+    return write_text(tmp_path)
 
 
 class Cut(Exception):
@@ -70,11 +49,11 @@ def checkpoints(run):
 def test_a_checkpoint_that_is_due_does_not_wait_for_an_evaluation(text, tmp_path, monkeypatch):
     """A run that was cut off in the evaluation makes it up when it goes on, and is the one that never stopped."""
     monkeypatch.setattr("gpt2.training.validation.evaluate", scored([3.0, 2.0, 1.0]))
-    train(OPTIONS, [text], tmp_path / "whole", Recorder())
+    train(SHORT, [text], tmp_path / "whole", Recorder())
     run = tmp_path / "run"
     monkeypatch.setattr("gpt2.training.validation.evaluate", scored([3.0, Cut()]))
     with pytest.raises(Cut):
-        train(OPTIONS, [text], run, Recorder())
+        train(SHORT, [text], run, Recorder())
     assert (run / "latest").read_text() == "step-000008\n"
     assert (run / "best").read_text() == "step-000004\n"
     monkeypatch.setattr("gpt2.training.validation.evaluate", scored([2.0, Cut()]))
@@ -97,7 +76,7 @@ def test_a_checkpoint_that_is_due_does_not_wait_for_an_evaluation(text, tmp_path
 
 @pytest.mark.parametrize("save_every", [1, 4, 0])
 def test_a_validation_that_is_not_finite_ends_a_run_like_a_loss(text, tmp_path, monkeypatch, save_every):
-    options = replace(OPTIONS, eval_every=2, save_every=save_every, keep=0)
+    options = replace(SHORT, eval_every=2, save_every=save_every, keep=0)
     run = tmp_path / "run"
     monkeypatch.setattr("gpt2.training.validation.evaluate", scored([3.0, float("inf")]))
     with pytest.raises(Error, match="At step 4 the validation loss is inf") as caught:
@@ -115,7 +94,7 @@ def test_a_validation_that_is_not_finite_ends_a_run_like_a_loss(text, tmp_path, 
 
 def test_a_checkpoint_of_weights_that_diverge_at_once_is_not_recommended(text, tmp_path):
     """As a learning rate that is far too high makes them: each resumed run would end at its first step."""
-    options = replace(OPTIONS, eval_every=0, save_every=1, keep=0, learning_rate=1e30, warmup_steps=0, grad_clip=0.0)
+    options = replace(SHORT, eval_every=0, save_every=1, keep=0, learning_rate=1e30, warmup_steps=0, grad_clip=0.0)
     with pytest.raises(Error, match=r"is (nan|inf)") as caught:
         train(options, [text], tmp_path / "run", Recorder())
     last = checkpoints(tmp_path / "run")[-1]
@@ -155,7 +134,7 @@ class Deleting(Recorder):
 def test_a_shard_that_goes_away_costs_no_step(shards, tmp_path, which):
     files = sorted(shards.glob(f"{which}-*.safetensors"))
     kept = {file: file.read_bytes() for file in files}
-    options = replace(OPTIONS, vocab_size=0, save_every=0, eval_every=9, steps=40)
+    options = replace(SHORT, vocab_size=0, save_every=0, eval_every=9, steps=40)
     with pytest.raises(BadData, match=which) as caught:
         train(options, [shards], tmp_path / "run", Deleting(7, files))
     saved = int((tmp_path / "run" / "latest").read_text()[5:])
@@ -175,7 +154,7 @@ def test_a_shard_that_goes_away_before_a_step_is_saved_says_so(shards, tmp_path,
     def lost(*_):
         raise BadData("train-00000.safetensors is gone.")
 
-    options = replace(OPTIONS, vocab_size=0, save_every=0, eval_every=0, steps=4)
+    options = replace(SHORT, vocab_size=0, save_every=0, eval_every=0, steps=4)
     with monkeypatch.context() as patch:
         patch.setattr("gpt2.training.batches.Windows.rows", lost)
         with pytest.raises(BadData, match=r"No step is saved yet; restore the file and begin again with `gpt2 train "):
@@ -185,9 +164,9 @@ def test_a_shard_that_goes_away_before_a_step_is_saved_says_so(shards, tmp_path,
 
 def test_too_few_tokens_to_score_are_refused_before_there_is_a_folder(text, tmp_path):
     with pytest.raises(BadOption, match="eval_tokens is 1"):
-        train(replace(OPTIONS, eval_tokens=1), [text], tmp_path / "run", Recorder())
+        train(replace(SHORT, eval_tokens=1), [text], tmp_path / "run", Recorder())
     assert not (tmp_path / "run").exists()
-    train(OPTIONS, [text], tmp_path / "run", Recorder())
+    train(SHORT, [text], tmp_path / "run", Recorder())
     with pytest.raises(BadOption, match="eval_tokens is 1"):
         resume(tmp_path / "run", Recorder(), changes={"eval_tokens": 1, "steps": 12})
     assert tomllib.loads((tmp_path / "run" / "recipe.toml").read_text())["steps"] == 10
@@ -197,7 +176,7 @@ def test_too_few_tokens_to_score_are_refused_before_there_is_a_folder(text, tmp_
 def test_losses_of_other_tokens_are_not_compared(text, tmp_path, monkeypatch, what):
     run = tmp_path / "run"
     monkeypatch.setattr("gpt2.training.validation.evaluate", scored([3.0, 2.0, 1.0]))
-    train(OPTIONS, [text], run, Recorder())
+    train(SHORT, [text], run, Recorder())
     monkeypatch.setattr("gpt2.training.validation.evaluate", scored([5.0] * 5))
     if what == "data":
         text.write_text(TEXT.replace("fox", "cat"))

@@ -19,38 +19,17 @@ from gpt2.training import TrainingOptions, read_recipe, recipe_names, resume, tr
 from gpt2.training.evaluate import Evaluation
 from gpt2.training.loss import Loss
 from tests.helpers import Recorder
-
-TEXT = "the quick brown fox jumps over the lazy dog. " * 60
-
-OPTIONS = TrainingOptions(
-    n_layer=1,
-    n_head=2,
-    n_embd=16,
-    context=16,
-    vocab_size=270,
-    dropout=0.1,
-    attention_dropout=0.1,
-    steps=10,
-    batch_size=4,
-    micro_batch_size=2,
-    warmup_steps=2,
-    eval_every=4,
-    sample_every=5,
-    save_every=4,
-    threads=1,
-)
+from tests.runs import SHORT, TEXT, write_text
 
 
 @pytest.fixture
 def text(tmp_path):
-    file = tmp_path / "text.txt"
-    file.write_text(TEXT)
-    return file
+    return write_text(tmp_path)
 
 
 def test_a_run_leaves_what_the_design_says(text, tmp_path):
     recorder = Recorder()
-    result = train(OPTIONS, [text], tmp_path / "run", recorder, lambda model: "a sample")
+    result = train(SHORT, [text], tmp_path / "run", recorder, lambda model: "a sample")
     run = tmp_path / "run"
 
     assert (run / "latest").read_text() == "step-000010\n"
@@ -71,7 +50,7 @@ def test_a_run_leaves_what_the_design_says(text, tmp_path):
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_every_checkpoint_is_a_model_that_loads(text, tmp_path, optimizer):
-    train(replace(OPTIONS, optimizer=optimizer), [text], tmp_path / "run", Recorder())
+    train(replace(SHORT, optimizer=optimizer), [text], tmp_path / "run", Recorder())
     model = load(tmp_path / "run")
     assert model.config.n_embd == 16
     assert model.tokenizer.vocab_size == 270
@@ -81,7 +60,7 @@ def test_every_checkpoint_is_a_model_that_loads(text, tmp_path, optimizer):
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 @pytest.mark.parametrize("stop", [4, 8])
 def test_a_resumed_run_is_bitwise_the_run_that_never_stopped(text, tmp_path, optimizer, stop):
-    options = replace(OPTIONS, optimizer=optimizer, keep=0)
+    options = replace(SHORT, optimizer=optimizer, keep=0)
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     train(options, [text], whole, Recorder())
     train(options, [text], stopped, Recorder())
@@ -102,14 +81,14 @@ def test_a_resumed_run_is_bitwise_the_run_that_never_stopped(text, tmp_path, opt
 
 
 def test_a_resumed_run_can_be_made_longer(text, tmp_path):
-    train(OPTIONS, [text], tmp_path / "run", Recorder())
+    train(SHORT, [text], tmp_path / "run", Recorder())
     result = resume(tmp_path / "run", Recorder(), changes={"steps": 12})
     assert result.step == 12
     assert tomllib.loads((tmp_path / "run" / "recipe.toml").read_text())["steps"] == 12
 
 
 def test_only_the_newest_and_the_best_checkpoints_are_kept(text, tmp_path):
-    train(replace(OPTIONS, save_every=1, keep=2), [text], tmp_path / "run", Recorder())
+    train(replace(SHORT, save_every=1, keep=2), [text], tmp_path / "run", Recorder())
     kept = {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()}
     assert kept == {"step-000009", "step-000010", (tmp_path / "run" / "best").read_text().strip()}
 
@@ -118,18 +97,18 @@ def test_a_folder_that_is_there_is_not_overwritten(text, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.doc").write_text("years of work")
     with pytest.raises(BadOption, match="is there already"):
-        train(OPTIONS, [text], tmp_path / "run", Recorder())
+        train(SHORT, [text], tmp_path / "run", Recorder())
     assert (tmp_path / "run" / "thesis.doc").read_text() == "years of work"
 
 
 def test_two_processes_do_not_write_one_run(text, tmp_path):
-    train(OPTIONS, [text], tmp_path / "run", Recorder())
+    train(SHORT, [text], tmp_path / "run", Recorder())
     with FileLock(tmp_path / "run" / "lock"), pytest.raises(Busy, match="Another process"):
         resume(tmp_path / "run", Recorder())
 
 
 def test_changed_data_is_refused(text, tmp_path):
-    train(OPTIONS, [text], tmp_path / "run", Recorder())
+    train(SHORT, [text], tmp_path / "run", Recorder())
     text.write_text(TEXT + "one more sentence.")
     with pytest.raises(BadData, match="has changed"):
         resume(tmp_path / "run", Recorder(), changes={"steps": 20})
@@ -141,7 +120,7 @@ def test_resuming_what_is_no_run(tmp_path):
 
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(text, tmp_path):
-    train(OPTIONS, [text], tmp_path / "run", Recorder())
+    train(SHORT, [text], tmp_path / "run", Recorder())
     before = (tmp_path / "run" / "checkpoints/step-000010/model.safetensors").read_bytes()
     (tmp_path / "run" / "latest").unlink()
     shutil.rmtree(tmp_path / "run" / "checkpoints")
@@ -155,14 +134,14 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(text, tm
 def test_bad_data_leaves_no_folder_behind(tmp_path):
     (tmp_path / "a.txt").write_text("too little text for so many tokens")
     with pytest.raises(BadData, match="give more text"):
-        train(replace(OPTIONS, vocab_size=5000), [tmp_path / "a.txt"], tmp_path / "run", Recorder())
+        train(replace(SHORT, vocab_size=5000), [tmp_path / "a.txt"], tmp_path / "run", Recorder())
     assert not (tmp_path / "run").exists()
 
 
 def test_the_best_checkpoint_is_the_one_that_was_measured(text, tmp_path, monkeypatch):
     losses = iter([3.0, 2.0, 5.0, 5.0, 6.0])
     monkeypatch.setattr("gpt2.training.validation.evaluate", lambda *_, **__: Evaluation(next(losses), 1, 1))
-    train(replace(OPTIONS, eval_every=2, save_every=5), [text], tmp_path / "run", Recorder())
+    train(replace(SHORT, eval_every=2, save_every=5), [text], tmp_path / "run", Recorder())
     assert (tmp_path / "run" / "best").read_text() == "step-000004\n"
     assert load(tmp_path / "run" / "checkpoints" / "step-000004")
 
@@ -172,7 +151,7 @@ def test_a_stop_while_a_sample_is_written_saves_first(text, tmp_path):
         signal.raise_signal(signal.SIGINT)
         return "a sample"
 
-    result = train(replace(OPTIONS, save_every=8), [text], tmp_path / "run", Recorder(), stopping)
+    result = train(replace(SHORT, save_every=8), [text], tmp_path / "run", Recorder(), stopping)
     assert (result.step, result.interrupted) == (5, True)
     assert (tmp_path / "run" / "latest").read_text() == "step-000005\n"
 
@@ -194,13 +173,13 @@ def test_a_gradient_that_is_not_finite_never_reaches_a_checkpoint(text, tmp_path
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(GPT2, "initialise", initialise)
         with pytest.raises(Error, match="norm"):
-            train(replace(OPTIONS, eval_every=0), [text], tmp_path / "run", poison)
+            train(replace(SHORT, eval_every=0), [text], tmp_path / "run", poison)
     assert (tmp_path / "run" / "latest").read_text() == "step-000004\n"
     resume(tmp_path / "run", Recorder())
 
 
 def test_a_run_cannot_be_made_shorter_than_it_is(text, tmp_path):
-    train(OPTIONS, [text], tmp_path / "run", Recorder())
+    train(SHORT, [text], tmp_path / "run", Recorder())
     with pytest.raises(BadOption, match="at step 10 already"):
         resume(tmp_path / "run", Recorder(), changes={"steps": 5})
     with pytest.raises(BadOption, match="at step 10 already, past 1 steps; choose more --steps"):
@@ -209,7 +188,7 @@ def test_a_run_cannot_be_made_shorter_than_it_is(text, tmp_path):
 
 
 def test_a_run_that_is_to_end_in_its_warmup_is_advised_what_a_resumed_run_takes(text, tmp_path):
-    options = replace(OPTIONS, warmup_steps=8, eval_every=0, save_every=2)
+    options = replace(SHORT, warmup_steps=8, eval_every=0, save_every=2)
 
     class Stopping(Recorder):
         def step(self, step, *rest):
@@ -218,7 +197,9 @@ def test_a_run_that_is_to_end_in_its_warmup_is_advised_what_a_resumed_run_takes(
 
     with pytest.raises(KeyboardInterrupt):
         train(options, [text], tmp_path / "run", Stopping())
-    with pytest.raises(BadOption, match="warmup_steps = 8 does not fit into a run of 6 steps; choose more --steps"):
+    with pytest.raises(
+        BadOption, match="does not fit into a run of 6 steps; choose more --steps, or --warmup-steps 0 "
+    ):
         resume(tmp_path / "run", Recorder(), changes={"steps": 6})
     assert resume(tmp_path / "run", Recorder(), changes={"steps": 9}).step == 9
 
@@ -233,14 +214,14 @@ def test_a_run_that_is_to_end_in_its_warmup_is_advised_what_a_resumed_run_takes(
     ],
 )
 def test_a_damaged_run_is_named(text, tmp_path, file, content, error):
-    train(OPTIONS, [text], tmp_path / "run", Recorder())
+    train(SHORT, [text], tmp_path / "run", Recorder())
     (tmp_path / "run" / file).write_text(content)
     with pytest.raises(error, match="run/"):
         resume(tmp_path / "run", Recorder())
 
 
 def test_a_kill_during_a_save_leaves_nothing_for_good(text, tmp_path):
-    train(OPTIONS, [text], tmp_path / "run", Recorder())
+    train(SHORT, [text], tmp_path / "run", Recorder())
     stale = tmp_path / "run" / "checkpoints" / ".step-000004.abc.tmp"
     stale.mkdir()
     resume(tmp_path / "run", Recorder(), changes={"steps": 11})
@@ -250,7 +231,7 @@ def test_a_kill_during_a_save_leaves_nothing_for_good(text, tmp_path):
 def test_a_machine_without_matplotlib_trains(text, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     recorder = Recorder()
-    assert train(OPTIONS, [text], tmp_path / "run", recorder).step == 10
+    assert train(SHORT, [text], tmp_path / "run", recorder).step == 10
     assert any("matplotlib is not installed" in note for note in recorder.notes)
 
 
@@ -264,20 +245,20 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(text, 
 
     monkeypatch.setattr(Loss, "forward", poisoned)
     with pytest.raises(Error, match="is nan"):
-        train(replace(OPTIONS, eval_every=0), [text], tmp_path / "run", Recorder())
+        train(replace(SHORT, eval_every=0), [text], tmp_path / "run", Recorder())
     assert (tmp_path / "run" / "latest").read_text() == "step-000004\n"
 
 
 def test_text_shorter_than_the_window_trains(tmp_path):
     (tmp_path / "a.txt").write_text("a short text")
-    options = replace(OPTIONS, vocab_size=257, context=64, validation=0.2, steps=2, warmup_steps=1)
+    options = replace(SHORT, vocab_size=257, context=64, validation=0.2, steps=2, warmup_steps=1)
     result = train(options, [tmp_path / "a.txt"], tmp_path / "run", Recorder())
     assert result.validation is not None
     assert load(tmp_path / "run").config.n_positions == 64
 
 
 def test_bfloat16_trains_in_float32_weights(text, tmp_path):
-    train(replace(OPTIONS, dtype="bfloat16"), [text], tmp_path / "run", Recorder())
+    train(replace(SHORT, dtype="bfloat16"), [text], tmp_path / "run", Recorder())
     assert (
         load_file(tmp_path / "run/checkpoints/step-000010/model.safetensors")["transformer.wte.weight"].dtype
         == torch.float32
@@ -305,7 +286,7 @@ def test_bfloat16_trains_in_float32_weights(text, tmp_path):
 )
 def test_bad_options_are_named(field, value):
     with pytest.raises(BadOption, match=field):
-        replace(OPTIONS, **{field: value})
+        replace(SHORT, **{field: value})
 
 
 def test_the_learning_rate_warms_up_and_comes_down():

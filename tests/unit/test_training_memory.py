@@ -15,7 +15,7 @@ from gpt2.training.memory import check_memory, explained, largest_micro_batch, m
 from gpt2.training.optimizer import Optimizer
 from gpt2.training.ranks import Ranks
 from tests.helpers import Recorder, random_ids
-from tests.unit.test_training_loop import OPTIONS, TEXT
+from tests.runs import SHORT, TEXT
 
 CPU = torch.device("cpu")
 SHAPE = TrainingOptions(n_layer=3, n_head=4, n_embd=128, context=128, vocab_size=1000, batch_size=2)
@@ -231,13 +231,13 @@ def test_nothing_is_refused_that_has_room_or_whose_room_is_unknown(machine):
 
 def test_a_model_too_large_is_refused_before_the_data_is_read(tmp_path):
     with pytest.raises(BadOption, match="--n-embd"):
-        train(replace(OPTIONS, n_embd=2**24), [tmp_path / "nowhere.txt"], tmp_path / "run", Recorder())
+        train(replace(SHORT, n_embd=2**24), [tmp_path / "nowhere.txt"], tmp_path / "run", Recorder())
     assert not (tmp_path / "run").exists()
 
 
 def test_a_batch_too_large_is_refused_before_there_is_a_folder(tmp_path):
     (tmp_path / "text.txt").write_text(TEXT)
-    options = replace(OPTIONS, batch_size=2**40, micro_batch_size=0)
+    options = replace(SHORT, batch_size=2**40, micro_batch_size=0)
     with pytest.raises(BadOption, match=r"1,099,511,627,776 sequences a step take .*--batch-size \d+"):
         train(options, [tmp_path / "text.txt"], tmp_path / "run", Recorder())
     assert not (tmp_path / "run").exists()
@@ -253,11 +253,11 @@ def test_an_allocator_that_gives_up_is_explained_and_the_advice_holds(tmp_path, 
 
     monkeypatch.setattr(Loss, "forward", greedy)
     with pytest.raises(BadOption, match="--micro-batch-size 1 would fit") as caught:
-        train(OPTIONS, [tmp_path / "text.txt"], tmp_path / "run", Recorder())
+        train(SHORT, [tmp_path / "text.txt"], tmp_path / "run", Recorder())
     recipe = tmp_path / "run" / "recipe.toml"
     assert f"Change it in {recipe}, and begin again with `gpt2 train --resume" in str(caught.value)
     recipe.write_text(recipe.read_text().replace("micro_batch_size = 2\n", "micro_batch_size = 1\n"))
-    assert resume(tmp_path / "run", Recorder()).step == OPTIONS.steps
+    assert resume(tmp_path / "run", Recorder()).step == SHORT.steps
 
 
 def test_other_errors_pass_as_they_are():

@@ -20,8 +20,8 @@ def lines(tmp_path, monkeypatch):
 
     monkeypatch.setattr(matplotlib.figure.Figure, "savefig", savefig)
 
-    def draw(metrics):
-        draw_losses(metrics, tmp_path / "loss.png", pytest.fail)
+    def draw(metrics, title=""):
+        draw_losses(metrics, tmp_path / "loss.png", pytest.fail, title)
         assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
         axes = figures[-1].axes[0]
         drawn = {line.get_label(): list(zip(*line.get_data(), strict=True)) for line in axes.get_lines()}
@@ -96,3 +96,33 @@ def test_the_best_validation_is_marked_where_the_last_is_worse(lines):
     low, high = lines.figures[-1].axes[0].get_ylim()
     assert low < 3.0
     assert high > 3.5
+
+
+def test_a_picture_of_three_steps(lines):
+    """Whole steps on the axis, all of it inside, no mean of what is hardly there, and nothing over the curves."""
+    training = [{"step": step, "train_loss": 5.0 - step, "tokens": 2048 * step} for step in range(1, 4)]
+    drawn, _ = lines([*training, validation(3, 2.5, 100)], "mine: 2 x 32, muon")
+    figure = lines.figures[-1]
+    axes = figure.axes[0]
+    left, right = axes.get_xlim()
+    shown = [tick.get_text() for tick in axes.get_xticklabels() if left <= tick.get_position()[0] <= right]
+    assert shown == ["0", "1", "2", "3"]
+    assert right > 3.02
+    assert axes.get_xlabel() == "step (6.14 thousand tokens in all)"
+    assert axes.get_title(loc="left") == "mine: 2 x 32, muon"
+    assert set(drawn) == {"training, each batch", "validation"}
+    (legend,) = figure.legends
+    assert axes.get_legend() is None
+    assert not legend.get_window_extent().overlaps(axes.get_window_extent())
+
+
+def test_a_mean_is_of_as_many_as_its_label_says_and_there_are_enough(lines):
+    for steps, label in ((99, None), (100, "training, mean of up to 5"), (500, "training, mean of up to 21")):
+        drawn, _ = lines([{"step": step, "train_loss": 3.0} for step in range(1, steps + 1)])
+        assert [name for name in drawn if "mean" in name] == ([label] if label else [])
+
+
+def test_one_loss_is_written_whole_on_its_axis(lines):
+    lines([{"step": 1, "train_loss": 10.803}])
+    axes = lines.figures[-1].axes[0]
+    assert axes.yaxis.get_offset_text().get_text() == ""

@@ -7,7 +7,7 @@ from dataclasses import asdict, fields
 
 import pytest
 
-from gpt2.errors import BadOption
+from gpt2.errors import BadOption, Notice
 from gpt2.training.options import RECIPES, TrainingOptions, chosen_options, rate_change, read_recipe, recipe_names
 
 # Fields in which `fast` may differ from `paper`: how it learns, and for how long.
@@ -123,33 +123,62 @@ def test_what_dropout_is_drawn_for_is_told_where_it_is_set():
 
 
 @pytest.mark.parametrize(
-    ("recipe", "steps", "said"),
+    ("recipe", "steps", "typed", "said"),
     [
         (
             "paper",
             500,
-            "warmup_steps = 700 does not fit into a run of 500 steps; choose more --steps, or for a new run "
-            "--warmup-steps 50",
+            700,
+            "warmup_steps = 700 does not fit into a run of 500 steps; choose more --steps, or --warmup-steps 50 "
+            r"\(with --resume also --allow-changes\)",
         ),
-        ("finetune", 10, "warmup_steps = 20 does not fit into a run of 10 steps"),
-        ("finetune", 20, "for a new run --warmup-steps 2"),
-        (
-            "fast",
-            100,
-            "of 100 steps, the last 40 of which decay; choose more --steps, or for a new run --warmup-steps 10",
-        ),
-        ("shakespeare", 60, "warmup_steps = 40 does not fit into a run of 60 steps, the last 30 of which decay"),
+        ("finetune", 20, 20, "does not fit into a run of 20 steps; choose more --steps, or --warmup-steps 2 "),
+        ("fast", 100, 61, "of 100 steps, the last 40 of which decay; choose more --steps, or --warmup-steps 10 "),
+        ("shakespeare", 60, 40, "warmup_steps = 40 does not fit into a run of 60 steps, the last 30 of which decay"),
     ],
 )
-def test_a_warmup_that_fills_the_run_or_reaches_into_the_decay_is_refused_and_the_advice_holds(recipe, steps, said):
+def test_a_typed_warmup_that_fills_the_run_or_reaches_into_the_decay_is_refused_and_the_advice_holds(
+    recipe, steps, typed, said
+):
     with pytest.raises(BadOption, match=said) as caught:
-        chosen_options(recipe, {"steps": steps})
-    advice = int(str(caught.value).rsplit(" ", 1)[1].rstrip("."))
+        chosen_options(recipe, {"steps": steps, "warmup_steps": typed})
+    advice = int(str(caught.value).partition("--warmup-steps ")[2].partition(" ")[0])
     options = chosen_options(recipe, {"steps": steps, "warmup_steps": advice})
     rates = [options.learning_rate_at(step) for step in range(steps)]
     assert max(rates) == pytest.approx(options.learning_rate)
     falls = [before - after for before, after in itertools.pairwise(rates)]
     assert max(falls) < 0.3 * options.learning_rate
+
+
+@pytest.mark.parametrize(
+    ("recipe", "steps", "warmup"),
+    [("fast", 40, 4), ("paper", 2000, 200), ("shakespeare", 60, 6), ("finetune", 2, 0), ("bookworm", 5, 0)],
+)
+def test_a_recipes_own_warmup_is_shortened_in_a_short_run_and_that_is_told(recipe, steps, warmup):
+    own = read_recipe(recipe)["warmup_steps"]
+    with pytest.warns(Notice, match=f"warm-up of {own} steps is long for a run of {steps:,}: it is {warmup} here"):
+        options = chosen_options(recipe, {"steps": steps})
+    assert options.warmup_steps == warmup
+    assert f"warmup_steps = {warmup}\n" in options.to_toml()
+
+
+@pytest.mark.parametrize("recipe", ["fast", "shakespeare", "paper"])
+def test_a_recipes_warmup_stays_where_it_is_a_tenth_or_less(recipe):
+    own = read_recipe(recipe)["warmup_steps"]
+    assert chosen_options(recipe, {"steps": 10 * own}).warmup_steps == own
+    assert chosen_options(recipe, {}).warmup_steps == own
+
+
+def test_a_run_that_goes_on_keeps_its_warmup():
+    fast = resolved("fast")
+    assert fast.changed({"steps": 3 * fast.warmup_steps}).warmup_steps == fast.warmup_steps
+
+
+def test_a_recipe_that_is_nearly_named_is_offered():
+    with pytest.raises(BadOption, match=r"no recipe called 'papre' and no such file; did you mean paper\? the package"):
+        read_recipe("papre")
+    with pytest.raises(BadOption, match=r"no such file; the package has bookworm"):
+        read_recipe("xyzzy")
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5, 20, 999, 5000])
@@ -238,8 +267,8 @@ def test_a_micro_batch_that_was_typed_does_not():
         ({"steps": True}, "steps is True"),
         ({"seed": -1}, "seed is -1, but it must be a whole number of at least 0"),
         ({"warmup_steps": -2}, "warmup_steps is -2"),
-        ({"learning_rate": math.nan}, "learning_rate is nan, but it must be a number of at least 0"),
-        ({"learning_rate": math.inf}, "learning_rate is inf"),
+        ({"learning_rate": math.nan}, "learning_rate is nan, but it must be a finite number of at least 0"),
+        ({"learning_rate": math.inf}, "learning_rate is inf, but it must be a finite number of at least 0"),
         ({"dropout": 1.0}, "dropout is 1.0, but it must be a number of at least 0 and below 1"),
         ({"decay_share": 1.5}, "decay_share is 1.5, but it must be a number of at least 0 and at most 1"),
         ({"dtype": "float16"}, "gradients vanish"),

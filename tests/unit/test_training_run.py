@@ -12,16 +12,14 @@ from gpt2.training import resume, train
 from gpt2.training.loss import Loss
 from gpt2.training.run import RunFolder
 from tests.helpers import Recorder
-from tests.unit.test_training_loop import OPTIONS, TEXT
+from tests.runs import SHORT, TEXT, write_text
 
-SMALL = replace(OPTIONS, eval_every=2, save_every=2, steps=4)
+SMALL = replace(SHORT, eval_every=2, save_every=2, steps=4)
 
 
 @pytest.fixture
 def text(tmp_path):
-    file = tmp_path / "text.txt"
-    file.write_text(TEXT)
-    return file
+    return write_text(tmp_path)
 
 
 @pytest.fixture
@@ -97,20 +95,20 @@ def test_a_folder_that_cannot_be_made_costs_no_work(text, tmp_path, monkeypatch,
 
     monkeypatch.setattr("gpt2.training.data.learn", learn)
     with pytest.raises(BadOption, match=r"run cannot be made: .*Choose another --out"):
-        train(OPTIONS, [text], tmp_path / out, Recorder())
+        train(SHORT, [text], tmp_path / out, Recorder())
 
 
 def test_trying_the_folder_leaves_nothing(text, tmp_path):
     (tmp_path / "a.txt").write_text("")
     with pytest.raises(BadData):
-        train(OPTIONS, [tmp_path / "a.txt"], tmp_path / "runs" / "one", Recorder())
+        train(SHORT, [tmp_path / "a.txt"], tmp_path / "runs" / "one", Recorder())
     assert {path.name for path in tmp_path.iterdir()} == {"a.txt", "text.txt"}
 
 
 @pytest.mark.parametrize("saved", [False, True])
 def test_a_diverged_run_tells_what_was_saved_and_how_to_go_on(text, tmp_path, saved):
     """The advice is followed to the letter: a lower learning_rate in recipe.toml, then resume."""
-    options = replace(OPTIONS, save_every=2 if saved else 0, eval_every=0)
+    options = replace(SHORT, save_every=2 if saved else 0, eval_every=0)
     real, calls = Loss.forward, []
 
     def poisoned(self, ids, targets):
