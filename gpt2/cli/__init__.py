@@ -3,8 +3,10 @@
 Exit codes: 0; 2 for a mistake the caller can mend, in one line on stderr; 1 for ours; 130 after Ctrl-C (typer's).
 """
 
+import difflib
 import io
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -24,6 +26,7 @@ try:
         finetune,
         generate,
         models,
+        music,
         next_words,
         paper,
         plan,
@@ -38,6 +41,14 @@ except KeyboardInterrupt:
 
 # Characters of somebody else's message; a compiler's has thousands of lines.
 _LONGEST = 300
+# How typer's library says what is wrong with a value, and how we do.
+_PLAINER = (
+    (": Value error, ", ": "),
+    ("Input should be a valid integer, unable to parse string as an integer", "it must be a whole number"),
+    ("Input should be a valid number, unable to parse string as a number", "it must be a number"),
+    ("Input should be greater than or equal to ", "it must be at least "),
+    ("Input should be less than or equal to ", "it must be at most "),
+)
 
 app = typer.Typer(
     name="gpt2",
@@ -58,6 +69,7 @@ app.add_typer(corpus.app, name="corpus")
 app.command("train")(train.command)
 app.command("finetune")(finetune.command)
 app.command("plan")(plan.command)
+app.add_typer(music.app, name="music")
 app.command("paper")(paper.command)
 app.command("eval")(evaluate.command)
 app.command("doctor")(doctor.command)
@@ -144,8 +156,13 @@ def _failed(error: Exception, debug: bool) -> int:
         print(error, file=sys.stderr)
         return 2
     if hasattr(error, "format_message"):
-        # Usage errors, whichever click typer brings with it; "Value error" is how typer says that it checked a choice.
-        said = error.format_message().replace(": Value error, ", ": ").rstrip(".")
+        # Usage errors, whichever click typer brings with it.
+        if isinstance(near := getattr(error, "possibilities", None), list):
+            # Names that have little in common with a mistyped one are no help.
+            error.possibilities = difflib.get_close_matches(getattr(error, "option_name", ""), near, cutoff=0.8) or near  # type: ignore[attr-defined]
+        said = error.format_message().rstrip(".")
+        for theirs, ours in _PLAINER:
+            said = re.sub(theirs, ours, said)
         _say(f"{said}. See `{_command(error)} --help`.")
         return 2
     if isinstance(error, OSError) and error.strerror:

@@ -6,7 +6,7 @@ Options and their defaults are imported at once; the rest needs torch and is imp
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from gpt2.generation.options import DEFAULTS, GenerationOptions, Overflow, SamplingOptions
+from gpt2.generation.options import DEFAULTS, GenerationOptions, Grammar, Overflow, SamplingOptions
 from gpt2.generation.stops import StopMatcher
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ __all__ = [
     "Engine",
     "Event",
     "GenerationOptions",
+    "Grammar",
     "Item",
     "Overflow",
     "PromptLookup",

@@ -5,9 +5,11 @@ How a token is chosen is in `sampling.py`. Nothing here knows of slots or of tex
 
 from collections.abc import Sequence
 
+import numpy as np
+import torch
 from torch import Tensor
 
-from gpt2.errors import Error
+from gpt2.errors import BadOption, Error
 from gpt2.generation.request import Logprob, Request
 from gpt2.generation.sampling import log_probabilities, sample
 
@@ -40,7 +42,7 @@ def _draw_alike(logits_BV: Tensor, requests: Sequence[Request], vocabulary: int)
     drawable_BV = logits_BV if logits_BV.shape[1] == vocabulary else logits_BV[:, :vocabulary]
     try:
         ids = sample(
-            drawable_BV,
+            _allowed(drawable_BV, requests),
             requests[0].sampling,
             [request.prompt for request in requests],
             [request.output for request in requests],
@@ -57,6 +59,24 @@ def _draw_alike(logits_BV: Tensor, requests: Sequence[Request], vocabulary: int)
         (id, _logprob(logits_V, id, request.options.logprobs, vocabulary))
         for logits_V, id, request in zip(logits_BV, ids, requests, strict=True)
     ]
+
+
+def _allowed(logits_BV: Tensor, requests: Sequence[Request]) -> Tensor:
+    """The logits, with -inf for what a row's grammar does not allow."""
+    if all(request.grammar is None for request in requests):
+        return logits_BV
+    logits_BV = logits_BV.to("cpu", torch.float32, copy=True)
+    for logits_V, request in zip(logits_BV, requests, strict=True):
+        if request.grammar is None:
+            continue
+        try:
+            allowed_V = np.asarray(request.grammar.allowed(request.output), dtype=bool)
+        except Exception as error:  # whatever it does, other texts go on
+            raise BadOption(f"The grammar failed: {error!r}") from error
+        if allowed_V.shape != logits_V.shape:
+            raise BadOption(f"The grammar allows {allowed_V.shape} tokens of a vocabulary of {len(logits_V)}.")
+        logits_V[torch.from_numpy(~allowed_V)] = -torch.inf
+    return logits_BV
 
 
 def _logprob(logits_V: Tensor, id: int, count: int | None, vocabulary: int) -> Logprob:

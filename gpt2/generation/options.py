@@ -9,14 +9,27 @@ import math
 import numbers
 import operator
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 from gpt2.errors import BadOption
 
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
 Overflow = Literal["slide", "stop", "error"]
+
+
+class Grammar(Protocol):
+    """What may be written: it decides, for one text, which tokens can come next."""
+
+    def allowed(self, output: Sequence[int]) -> "npt.NDArray[np.bool_]":
+        """(V,) for the V ids of the vocabulary, at least one of them true. output: the ids generated so far."""
+        ...
+
 
 # Lowest and highest seed.
 SEEDS = (-(2**63), 2**63 - 1)
@@ -124,6 +137,8 @@ class GenerationOptions:
         window, reads it again, goes on, and says so once (Notice); "stop" ends the text there; "error" refuses
         before anything runs if it could happen.
     sampling: how each token is chosen.
+    grammar: None, or a function that is given a prompt's ids and makes the `Grammar` of its text. What it does not
+        allow is never drawn; log-probabilities stay the model's own.
 
     Raises BadOption, naming the field, its value and its range.
     """
@@ -134,6 +149,7 @@ class GenerationOptions:
     logprobs: int | None = None
     overflow: Overflow = "slide"
     sampling: SamplingOptions = field(default_factory=SamplingOptions)
+    grammar: Callable[[Sequence[int]], Grammar] | None = None
 
     def __post_init__(self) -> None:
         self._set("max_tokens", whole_number("max_tokens", self.max_tokens, 0))
@@ -151,6 +167,8 @@ class GenerationOptions:
             raise BadOption(f"overflow is {self.overflow!r}, but it must be one of {', '.join(get_args(Overflow))}.")
         if not isinstance(self.sampling, SamplingOptions):
             raise BadOption(f"sampling is {self.sampling!r}, but it must be SamplingOptions.")
+        if self.grammar is not None and not callable(self.grammar):
+            raise BadOption(f"grammar is {self.grammar!r}, but it must be a function from a prompt's ids to a Grammar.")
 
     def seeds(self, prompts: int) -> list[int]:
         """One seed for each of so many prompts; where none was given, each is drawn on its own.

@@ -62,6 +62,7 @@ class Request:
     prompt, output: token ids; the output grows, and has no end of text. seed: whole number.
     events: what has come and was not taken yet, if `submit` was given no listener: take them with `popleft`.
     finish_reason, error: as in the last event; None before it.
+    grammar: says which tokens may come next; None: all.
     cancelled: it was given up; no events come any more, but for one that another thread is giving out just then.
     slid: 0, or how many tokens the text had when it first outgrew the window.
     """
@@ -83,6 +84,7 @@ class Request:
         self.error: Error | None = None
         self.cancelled = False
         self.slid = 0
+        self.grammar = None if options.grammar is None else options.grammar(prompt)
         self._listener = self.events.append if listener is None else listener
         self._decoder = IncrementalDecoder(tokenizer)
         self._stops = StopMatcher(tuple(options.stop))
@@ -99,7 +101,7 @@ class Request:
         sampling = self.sampling
         filtered = sampling.top_p is not None or sampling.min_p or sampling.logit_bias
         penalised = sampling.repetition_penalty != 1 or sampling.presence_penalty or sampling.frequency_penalty
-        return not (filtered or penalised or self.options.logprobs is not None)
+        return not (filtered or penalised or self.grammar or self.options.logprobs is not None)
 
     def take(self, id: int, logprob: Logprob, room: bool) -> bool:
         """Takes in the next token and says so; returns whether it was the last. `room`: the window can read it."""

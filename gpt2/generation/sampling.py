@@ -271,7 +271,9 @@ def _check_scores(logits_BV: Scores, highest_B: Scores) -> None:
                 "its weights are damaged, or too large for this dtype."
             )
         if score == -math.inf:
-            raise BadOption("logit_bias forbids every token, so there is nothing to choose from; forbid fewer.")
+            raise BadOption(
+                "logit_bias or the grammar forbids every token, so there is nothing to choose from; forbid fewer."
+            )
         raise BadOption(
             f"The scores overflowed to {score}{where} after bias, penalties and temperature; use smaller ones."
         )

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from gpt2.errors import BadOption, BadPrompt, Unavailable
 from gpt2.tokenizer.alphabet import CHARACTERS
 from gpt2.tokenizer.bpe import Tokenizer
+from gpt2.tokenizer.words import WordTokenizer
 
 # What programs that cut text by other rules, or merge in another order, get wrong first.
 _ODD = (
@@ -35,12 +36,14 @@ class FastEncoder:
     threads: how many one call may use. The library reads this once a process, so the first encoder decides.
 
     Raises Unavailable if fastokens is not installed, or if its release gives other ids for this vocabulary (a few
-    hundred odd words are compared each time); BadOption for fewer than one thread.
+    hundred odd words are compared each time); BadOption for fewer than one thread, or a vocabulary of words.
     """
 
     def __init__(self, tokenizer: Tokenizer, threads: int = 1) -> None:
         if threads < 1:
             raise BadOption(f"threads is {threads}, but it must be at least 1.")
+        if isinstance(tokenizer, WordTokenizer):
+            raise BadOption("A vocabulary of words has nothing to merge; its own encode is as fast as can be.")
         os.environ.setdefault("FASTOKENS_BPE_THREADS", str(threads))
         try:
             import fastokens

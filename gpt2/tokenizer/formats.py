@@ -2,7 +2,8 @@
 `vocab.json` with `merges.txt` (Hugging Face's, before), `encoder.json` with `vocab.bpe` (OpenAI's).
 
 Whatever in these files would make another program give other ids for plain text is refused by name, and so is a
-vocabulary with gaps, with two tokens of one id, or with a token that no merge makes.
+vocabulary with gaps, with two tokens of one id, or with a token that no merge makes. A closed vocabulary of words
+(`words.py`) is a `tokenizer.json` too, of Hugging Face's kind WordLevel.
 """
 
 import json
@@ -16,6 +17,7 @@ from gpt2.errors import BadOption, BadTokenizer
 from gpt2.files import write_atomically
 from gpt2.tokenizer.alphabet import CHARACTERS
 from gpt2.tokenizer.bpe import END_OF_TEXT, Tokenizer
+from gpt2.tokenizer.words import WordTokenizer
 
 # What control tokens look like: `<|endoftext|>`, `<pad>`, `[PAD]`. Files that do not list them tell them by this alone.
 _CONTROL = re.compile(r"<[^<>\s]+>|\[[A-Z0-9_]+\]")
@@ -36,8 +38,21 @@ def write_tokenizer(
     same ids for plain text, and warns about texts longer than `model_max_length` tokens.
     openai: `encoder.json`, `vocab.bpe`.
 
-    Raises BadOption for another layout, and for a control token that `encoder.json` cannot tell from text.
+    A vocabulary of words has `tokenizer.json` and `tokenizer_config.json` alone.
+
+    Raises BadOption for another layout, and for a control token that `encoder.json` cannot tell from text, or words.
     """
+    if isinstance(tokenizer, WordTokenizer):
+        if layout != "hf":
+            raise BadOption("A vocabulary of words has no layout but 'hf': OpenAI's files hold merges.")
+        _write_files(
+            directory,
+            {
+                "tokenizer.json": json.dumps(_words_json(tokenizer), ensure_ascii=False, indent=1),
+                "tokenizer_config.json": json.dumps(_words_config(tokenizer, model_max_length), indent=2),
+            },
+        )
+        return
     tokens = list(CHARACTERS)
     merges = []
     for left, right in tokenizer.merges.tolist():
@@ -61,6 +76,10 @@ def write_tokenizer(
             texts = {"encoder.json": json.dumps(vocab), "vocab.bpe": merges_text}
         case _:
             raise BadOption(f"layout is {layout!r}, but it must be 'hf' or 'openai'.")
+    _write_files(directory, texts)
+
+
+def _write_files(directory: Path, texts: Mapping[str, str]) -> None:
     for file, text in texts.items():
         write_atomically(Path(directory) / file, text.encode())
     # A vocabulary that was here in another layout would be read in place of this one.
@@ -123,6 +142,38 @@ def _tokenizer_config(tokenizer: Tokenizer, model_max_length: int | None) -> dic
     }
 
 
+def _words_json(tokenizer: WordTokenizer) -> dict[str, Any]:
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": index, **_added(name)} for name, index in tokenizer.special_tokens.items()],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "WhitespaceSplit"},
+        "post_processor": None,
+        "decoder": None,
+        # A model of this kind must name an unknown word; as no word is called so, one that is unknown is an error.
+        "model": {
+            "type": "WordLevel",
+            "vocab": {word: index for index, word in enumerate(tokenizer.words)},
+            "unk_token": "<unk>",
+        },
+    }
+
+
+def _words_config(tokenizer: WordTokenizer, model_max_length: int | None) -> dict[str, Any]:
+    end = None if tokenizer.end_of_text is None else END_OF_TEXT
+    length = {} if model_max_length is None else {"model_max_length": model_max_length}
+    return {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "added_tokens_decoder": {str(index): _added(name) for name, index in tokenizer.special_tokens.items()},
+        "clean_up_tokenization_spaces": False,
+        "bos_token": end,
+        "eos_token": end,
+        **length,
+    }
+
+
 def read_tokenizer(directory: Path) -> Tokenizer:
     """Reads the vocabulary in a folder, in whichever of the three layouts it is (the newest, where there are several).
 
@@ -130,7 +181,11 @@ def read_tokenizer(directory: Path) -> Tokenizer:
     """
     directory = Path(directory)
     if (directory / "tokenizer.json").is_file():
-        files = _read_tokenizer_json(directory / "tokenizer.json")
+        path = directory / "tokenizer.json"
+        data = _read_object(path)
+        if _object(data.get("model"), f"{path}: model").get("type") == "WordLevel":
+            return _read_words(path, data)
+        files = _read_tokenizer_json(path, data)
     elif (directory / "vocab.json").is_file() and (directory / "merges.txt").is_file():
         files = _read_pair(directory / "vocab.json", directory / "merges.txt")
     elif (directory / "encoder.json").is_file() and (directory / "vocab.bpe").is_file():
@@ -196,8 +251,35 @@ def _read_pair(vocab: Path, merges: Path) -> _Files:
     return _Files(f"{vocab} with {merges.name}", _read_object(vocab), pairs)
 
 
-def _read_tokenizer_json(path: Path) -> _Files:
-    data = _read_object(path)
+def _read_words(path: Path, data: dict[str, Any]) -> WordTokenizer:
+    """A vocabulary of words, if nothing in the file makes of a text anything but its words."""
+    model = _object(data["model"], f"{path}: model")
+    vocab = _object(model.get("vocab"), f"{path}: vocab")
+    if [part.get("type") for part in _parts(data.get("pre_tokenizer"), "pretokenizers", f"{path}: pre_tokenizer")] != [
+        "WhitespaceSplit"
+    ]:
+        raise BadTokenizer(f"{path}: words must be cut at white space and nowhere else (WhitespaceSplit).")
+    for part in ("normalizer", "post_processor", "decoder"):
+        if data.get(part) is not None:
+            raise BadTokenizer(f"{path}: it has a {part}, which a vocabulary of words does not have here.")
+    if model.get("unk_token") in vocab:
+        raise BadTokenizer(f"{path}: unknown words become {model['unk_token']!r:.60}; here they are refused.")
+    files = _Files(str(path), vocab, ())
+    for token in _list(data.get("added_tokens") or [], f"{path}: added_tokens"):
+        _take_added(files, _object(token, f"{path}: added_tokens").get("id"), token)
+    words: dict[int, str] = {}
+    for word, index in vocab.items():
+        if not isinstance(index, int) or isinstance(index, bool) or words.setdefault(index, word) != word:
+            raise BadTokenizer(f"{path}: the id of {word!r:.60} is {index!r:.60}, which is no id, or another word's.")
+    if sorted(words) != list(range(len(words))):
+        raise BadTokenizer(f"{path}: its words must have the ids from 0 on, with no gap.")
+    try:
+        return WordTokenizer([words[index] for index in range(len(words))], files.special)
+    except BadTokenizer as error:
+        raise BadTokenizer(f"{path}: {error}") from None
+
+
+def _read_tokenizer_json(path: Path, data: dict[str, Any]) -> _Files:
     model = _object(data.get("model"), f"{path}: model")
     if model.get("type", "BPE") != "BPE":
         raise BadTokenizer(f"{path}: the model is {model['type']!r:.60}, but GPT-2's is byte-level BPE.")
