@@ -30,7 +30,7 @@ from gpt2.shards import open_shards
 
 V = END + 1
 _STRENGTH = 16.0
-# Music Transformer, relative attention, on Piano-e-Competition (Huang et al. 2018): other pieces, played by other hands.
+# Music Transformer, relative attention, on Piano-e-Competition (Huang et al. 2018): other pieces and other hands.
 PUBLISHED = 1.835
 
 Probabilities = Callable[[Sequence[int]], npt.NDArray[np.float64]]
