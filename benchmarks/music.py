@@ -22,7 +22,7 @@ from gpt2.checkpoint import load
 from gpt2.evaluation.perplexity import token_nats
 from gpt2.music import generate
 from gpt2.music.events import END, to_notes
-from gpt2.music.figures import draw, mean_of, measure, table
+from gpt2.music.figures import compare, mean_of, measure, table
 from gpt2.music.grammar import EventGrammar
 from gpt2.music.notes import TICKS_A_SECOND, Notes
 from gpt2.music.roll import write_png
@@ -89,7 +89,8 @@ def main() -> None:
 
     cuts = [cut for piece in held if len(cut := _middle(to_notes(piece), ticks))]
     seeds = range(1, arguments.pieces + 1)
-    made = [piece.notes for piece in generate(model, seconds=arguments.seconds, seed=1, n=arguments.pieces)]
+    pieces = generate(model, seconds=arguments.seconds, seed=1, n=max(2, arguments.pieces))
+    made = [piece.notes for piece in pieces]
     sets = {
         "held-out pieces": cuts,
         arguments.model: made,
@@ -107,7 +108,7 @@ def main() -> None:
         "table": table(means),
     }
     (arguments.out / "music.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    draw(figures).savefig(arguments.out / "figures.png", dpi=130)
+    compare(figures).savefig(arguments.out / "figures.png", dpi=130)
     write_png(made[0], arguments.out / "roll.png", title=f"{arguments.model}, seed 1")
     print("\n".join(f"{name:<16} {loss:.3f} nats an event" for name, loss in losses.items()))
     print(f"(Music Transformer on Piano-e-Competition, published: {PUBLISHED})")

@@ -1,6 +1,7 @@
 """`gpt2 music`: `prepare` makes shards of MIDI files, `generate` plays, `render` shows and sounds, `measure` counts."""
 
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,14 +20,12 @@ from gpt2.cli.common import (
     load_model,
     print_json,
 )
-from gpt2.errors import BadOption
+from gpt2.errors import BadData, BadOption
 
 if TYPE_CHECKING:
     from gpt2.music.compose import Piece
     from gpt2.music.dataset import Prepared
-
-# The model of music in the package.
-MODEL = "pianola"
+    from gpt2.music.figures import Figures
 
 app = typer.Typer(help="Music: the same decoder on MIDI. Needs the extra music.", no_args_is_help=True)
 
@@ -81,12 +80,9 @@ def _tell(made: "Prepared", seconds: float) -> None:
 def generate(
     out: Annotated[Path, typer.Option(help="MIDI file to write.", show_default=False)],
     model: Annotated[
-        str | None,
-        typer.Option(
-            help=f"A folder, a run folder, or owner/name on the hub; by default {MODEL}, which ships.",
-            show_default=False,
-        ),
-    ] = None,
+        str,
+        typer.Option(help="A folder (with a slash in it), a run folder, or owner/name on the hub.", show_default=False),
+    ],
     primer: Annotated[
         Path | None, typer.Option(help="MIDI file to go on from; without it, from nothing.", show_default=False)
     ] = None,
@@ -119,6 +115,7 @@ def generate(
     from gpt2.music import compose
     from gpt2.music.midi import SUFFIXES, read_midi, write_midi
     from gpt2.music.rendering import render
+    from gpt2.music.sound import check_sound
 
     if primer_seconds is not None and primer is None:
         raise BadOption("--primer-seconds is for --primer.")
@@ -127,10 +124,13 @@ def generate(
     if out.suffix.lower() not in SUFFIXES:
         raise BadOption(f"--out {out} is no name of a MIDI file; let it end in .mid.")
     given = None if primer is None else read_midi(primer)
-    language_model = load_model(model or MODEL, revision, device, dtype, threads)
+    _check_folder(out.parent)
+    if wav:
+        check_sound(sound_font)
+    language_model = load_model(model, revision, device, dtype, threads)
     begun = time.monotonic()
     with bar() as progress:
-        pieces = compose.generate(
+        made = compose.generate(
             language_model,
             given,
             seconds=seconds,
@@ -144,6 +144,7 @@ def generate(
             progress=lambda done: progress("seconds of music", int(done), int(seconds)),
         )
     took = time.monotonic() - begun
+    pieces = made if isinstance(made, list) else [made]
     files: list[list[Path]] = []
     for number, piece in enumerate(pieces, 1):
         file = out if n == 1 else out.with_stem(f"{out.stem}-{number}")
@@ -172,6 +173,15 @@ def generate(
     print(f"{events / max(took, 1e-9):,.0f} events/s", file=sys.stderr)
 
 
+def _check_folder(folder: Path) -> None:
+    """Makes a folder to write to. Raises BadOption where that cannot be: better before the music than behind it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise BadOption(f"{folder} cannot be written ({error.strerror}); choose another --out.") from None
+
+
 def _described(files: list[Path], piece: "Piece") -> dict[str, Any]:
     return {
         "file": str(files[0]),
@@ -187,7 +197,7 @@ def _described(files: list[Path], piece: "Piece") -> dict[str, Any]:
 
 @app.command("render")
 def render(
-    files: Annotated[list[Path], typer.Argument(help="MIDI files.", show_default=False)],
+    files: Annotated[list[Path], typer.Argument(help="MIDI files, or folders of them.", show_default=False)],
     wav: Annotated[bool, typer.Option("--wav", help="A sound, beside each file.")] = False,
     png: Annotated[bool, typer.Option("--png", help="A piano roll, beside each file.")] = False,
     out: Annotated[Path | None, typer.Option(help="Folder to write to.", show_default="beside each file")] = None,
@@ -196,19 +206,32 @@ def render(
     ] = None,
 ) -> None:
     """Turn MIDI files into sound, into pictures of their notes, or both."""
-    from gpt2.music.midi import read_midi
+    from gpt2.music.midi import find_midi, read_midi
     from gpt2.music.rendering import render
 
     if not (wav or png):
         raise BadOption("Nothing to render: give --wav, --png, or both.")
     if sound_font is not None and not wav:
         raise BadOption("--sound-font is for --wav.")
-    for file in files:
+    targets: dict[Path, Path] = {}
+    for file in find_midi(files):
+        target = (file.parent if out is None else out) / file.stem
+        if target in targets:
+            raise BadOption(f"{targets[target]} and {file} would both be {target}: render them into different folders.")
+        targets[target] = file
+    for target, file in targets.items():
         notes = read_midi(file)
-        folder = file.parent if out is None else out
-        sound, picture = folder / f"{file.stem}.wav" if wav else None, folder / f"{file.stem}.png" if png else None
-        render(notes, wav=sound, png=picture, sound_font=sound_font, title=file.stem)
-        names = ", ".join(str(path) for path in (sound, picture) if path is not None)
+        _check_folder(target.parent)
+        # Not with_suffix: a name may hold dots of its own.
+        sound, picture = (target.with_name(f"{target.name}.{kind}") for kind in ("wav", "png"))
+        render(
+            notes,
+            wav=sound if wav else None,
+            png=picture if png else None,
+            sound_font=sound_font,
+            title=file.stem,
+        )
+        names = ", ".join(str(path) for path, wanted in ((sound, wav), (picture, png)) if wanted)
         print(f"{names}: {notes.seconds:.1f} s, {counted(len(notes), 'note')}")
 
 
@@ -222,10 +245,9 @@ def measure(
     """What music is like, in figures: density, pitch classes, polyphony, repetition; sets side by side."""
     from dataclasses import asdict
 
-    from gpt2.music.figures import mean_of, measure, table
-    from gpt2.music.midi import find_midi, read_midi
+    from gpt2.music.figures import mean_of, table
 
-    measured = {str(path): {str(file): measure(read_midi(file)) for file in find_midi([path])} for path in sets}
+    measured = {str(path): _measured(path) for path in sets}
     if as_json:
         print_json(
             {
@@ -235,3 +257,23 @@ def measure(
         )
         return
     print(table({name: mean_of(list(pieces.values())) for name, pieces in measured.items()}))
+
+
+def _measured(path: Path) -> "dict[str, Figures]":
+    """The pieces of a file, which must be one, or of a folder, in which what is none is left out and told."""
+    from gpt2.music.figures import measure
+    from gpt2.music.midi import find_midi, read_midi
+
+    found, left = {}, []
+    for file in find_midi([path]):
+        try:
+            found[str(file)] = measure(read_midi(file))
+        except BadData as error:
+            if file == path:
+                raise
+            left.append(str(error))
+    if not found:
+        raise BadData(f"{path} holds no piece that can be played. {left[0]}")
+    if left:
+        print(f"gpt2: note: {path}: {counted(len(left), 'file')} left out. {left[0]}", file=sys.stderr)
+    return found

@@ -70,11 +70,14 @@ def _allowed(logits_BV: Tensor, requests: Sequence[Request]) -> Tensor:
         if request.grammar is None:
             continue
         try:
-            allowed_V = np.asarray(request.grammar.allowed(request.output), dtype=bool)
+            allowed_V = np.asarray(request.grammar.allowed(request.output))
         except Exception as error:  # whatever it does, other texts go on
             raise BadOption(f"The grammar failed: {error!r}") from error
-        if allowed_V.shape != logits_V.shape:
-            raise BadOption(f"The grammar allows {allowed_V.shape} tokens of a vocabulary of {len(logits_V)}.")
+        if allowed_V.shape != logits_V.shape or allowed_V.dtype != bool:
+            raise BadOption(
+                f"The grammar allows {allowed_V.dtype}{allowed_V.shape}, but it must be bool for a vocabulary of "
+                f"{len(logits_V)}."
+            )
         logits_V[torch.from_numpy(~allowed_V)] = -torch.inf
     return logits_BV
 

@@ -27,7 +27,10 @@ class Grammar(Protocol):
     """What may be written: it decides, for one text, which tokens can come next."""
 
     def allowed(self, output: Sequence[int]) -> "npt.NDArray[np.bool_]":
-        """(V,) for the V ids of the vocabulary, at least one of them true. output: the ids generated so far."""
+        """(V,) bool for the V ids of the vocabulary, at least one of them true. output: the ids generated so far.
+
+        A step that was stopped (Ctrl-C) is made again: the same output may be asked about twice.
+        """
         ...
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from gpt2.errors import BadOption, BadPrompt, ContextOverflow, Error
-from gpt2.generation.options import GenerationOptions
+from gpt2.generation.options import GenerationOptions, Grammar
 from gpt2.generation.stops import StopMatcher
 from gpt2.tokenizer import IncrementalDecoder, Tokenizer
 
@@ -84,7 +84,7 @@ class Request:
         self.error: Error | None = None
         self.cancelled = False
         self.slid = 0
-        self.grammar = None if options.grammar is None else options.grammar(prompt)
+        self.grammar = None if options.grammar is None else _grammar_of(options.grammar, prompt)
         self._listener = self.events.append if listener is None else listener
         self._decoder = IncrementalDecoder(tokenizer)
         self._stops = StopMatcher(tuple(options.stop))
@@ -101,7 +101,7 @@ class Request:
         sampling = self.sampling
         filtered = sampling.top_p is not None or sampling.min_p or sampling.logit_bias
         penalised = sampling.repetition_penalty != 1 or sampling.presence_penalty or sampling.frequency_penalty
-        return not (filtered or penalised or self.grammar or self.options.logprobs is not None)
+        return not (filtered or penalised or self.grammar is not None or self.options.logprobs is not None)
 
     def take(self, id: int, logprob: Logprob, room: bool) -> bool:
         """Takes in the next token and says so; returns whether it was the last. `room`: the window can read it."""
@@ -137,6 +137,16 @@ class Request:
     def _tell(self, event: Event) -> None:
         if not self.cancelled:
             self._listener(event)
+
+
+def _grammar_of(make: Callable[[Sequence[int]], Grammar], prompt: Sequence[int]) -> Grammar:
+    try:
+        grammar = make(tuple(prompt))
+    except Exception as error:
+        raise BadOption(f"The grammar failed: {error!r}") from error
+    if not callable(getattr(grammar, "allowed", None)):
+        raise BadOption(f"The grammar is {grammar!r:.80}, but it must have `allowed`; see gpt2.generation.Grammar.")
+    return grammar
 
 
 def vocabulary(reader: Reader) -> int:

@@ -2,8 +2,8 @@
 
     from gpt2 import load, music
 
-    model = load("pianola")
-    [piece] = music.generate(model, music.read_midi("primer.mid"), seconds=20)
+    model = load("./runs/music")
+    piece = music.generate(model, music.read_midi("primer.mid"), seconds=20)
     music.write_midi(piece.notes, "new.mid")
     music.piano_roll(piece.notes)            # (128, ticks) uint8
     music.draw(piece.notes)                  # a matplotlib figure
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gpt2.music.compose import Piece, generate
     from gpt2.music.dataset import Prepared, PrepareOptions, prepare
     from gpt2.music.events import to_events, to_notes, vocabulary
-    from gpt2.music.figures import Figures, measure
+    from gpt2.music.figures import Figures, compare, mean_of, measure
     from gpt2.music.grammar import EventGrammar
     from gpt2.music.midi import read_midi, write_midi
     from gpt2.music.notes import Notes, canonical
@@ -36,8 +36,10 @@ __all__ = [
     "PrepareOptions",
     "Prepared",
     "canonical",
+    "compare",
     "draw",
     "generate",
+    "mean_of",
     "measure",
     "piano_roll",
     "prepare",
@@ -53,7 +55,7 @@ __all__ = [
 _HOMES = {
     **dict.fromkeys(["Piece", "generate"], "compose"),
     **dict.fromkeys(["to_events", "to_notes", "vocabulary"], "events"),
-    **dict.fromkeys(["Figures", "measure"], "figures"),
+    **dict.fromkeys(["Figures", "compare", "mean_of", "measure"], "figures"),
     **dict.fromkeys(["EventGrammar"], "grammar"),
     **dict.fromkeys(["read_midi", "write_midi"], "midi"),
     **dict.fromkeys(["Notes", "canonical"], "notes"),

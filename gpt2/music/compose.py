@@ -4,24 +4,26 @@ The engine draws the events, held to `grammar.py`. Past the window they go on as
 newest half is read again.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from gpt2.errors import BadCheckpoint, BadOption, BadPrompt
+from gpt2.errors import BadCheckpoint, BadOption, BadPrompt, Notice
 from gpt2.generation.options import GenerationOptions, SamplingOptions, whole_number
-from gpt2.music.events import END, to_events, to_notes, vocabulary
+from gpt2.music.events import END, SHIFT, VELOCITY, to_events, to_notes, vocabulary
 from gpt2.music.grammar import EventGrammar
 from gpt2.music.notes import TICKS_A_SECOND, Notes
 
 if TYPE_CHECKING:
     from gpt2.checkpoint import LanguageModel
+    from gpt2.generation import Engine
 
 TEMPERATURE = 0.95
 SECONDS = 30.0
 _LONGEST = 3600.0  # an hour
-_EVENTS_A_TICK = 3 * 128  # no moment has more
+_EVENTS_A_TICK = 3 * 128 + 1  # no moment has more: each pitch ends, and begins with a velocity of its own; and a wait
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ class Piece:
 
 
 def generate(
-    model: "LanguageModel",
+    model: "LanguageModel | Engine",
     primer: Notes | None = None,
     *,
     seconds: float = SECONDS,
@@ -56,62 +58,95 @@ def generate(
     may_end: bool = False,
     n: int = 1,
     progress: Callable[[float], None] = lambda _: None,
-) -> list[Piece]:
-    """So many seconds of new music, `n` times; piece j uses seed + j.
+) -> Piece | list[Piece]:
+    """So many seconds of new music; with `n` above 1 a list of pieces, of which piece j uses seed + j.
 
     primer: what to go on from (None: nothing), without the silence before its first note; of it the first
     `primer_seconds` (None: all). may_end: a piece may end before its time if the model says so; otherwise that is kept
-    from it. progress: is told how many seconds the slowest piece has.
+    from it. progress: is told how many seconds there are of the shortest piece.
 
-    Raises BadCheckpoint for a model that is none of music, BadOption and BadPrompt for what cannot be asked.
-    Warns (Notice) if the model's window slides.
+    Raises BadCheckpoint for a model that is none of music, BadOption and BadPrompt for what cannot be asked. Warns
+    (Notice) of a primer that is longer than the window, of which the newest half window is read.
     """
-    from gpt2.generation import decode
-
     check_model(model)
     if not 0 < seconds <= _LONGEST:
         raise BadOption(f"seconds is {seconds:g}, but it must be above 0, and {_LONGEST:g} at most.")
-    if primer_seconds is not None and not primer_seconds > 0:
-        raise BadOption(f"primer_seconds is {primer_seconds:g}, but it must be above 0.")
     n = whole_number("n", n, 1)
-    prompt = [END]
-    if primer is not None:
-        primer = primer.from_start()
-        if primer_seconds is not None:
-            primer = primer.between(0, max(1, round(primer_seconds * TICKS_A_SECOND)))
-        if not len(primer):
-            raise BadPrompt("The primer has no notes.")
-        prompt += to_events(primer).tolist()
+    prompt = [END, *_events_of(primer, primer_seconds)]
     length = max(1, round(seconds * TICKS_A_SECOND))
-    grammars: list[EventGrammar] = []
-
-    def grammar(ids: Sequence[int]) -> EventGrammar:
-        grammars.append(EventGrammar(ids, length, may_end=may_end))
-        return grammars[-1]
-
-    sampling = SamplingOptions(temperature, top_k, top_p)
-    options = GenerationOptions(max_tokens=(length + 1) * _EVENTS_A_TICK, seed=seed, sampling=sampling, grammar=grammar)
+    options = GenerationOptions(
+        max_tokens=(length + 1) * _EVENTS_A_TICK,
+        seed=seed,
+        sampling=SamplingOptions(temperature, top_k, top_p),
+        grammar=lambda ids: EventGrammar(ids, length, may_end=may_end),
+    )
     first = options.seeds(1)[0]
     seeds = [first + row for row in range(n)]
-    options = GenerationOptions(options.max_tokens, seed=seeds, sampling=sampling, grammar=grammar)
-    outputs: list[list[int]] = [[] for _ in range(n)]
+    window = model.config.n_positions
+    if len(prompt) > window:
+        warnings.warn(
+            f"The primer has {len(prompt) - 1:,} events, more than the model's window of {window:,}: the newest "
+            f"{window // 2:,} of them are read. primer_seconds takes less of it.",
+            Notice,
+            stacklevel=2,
+        )
+    outputs = _played(model, [prompt] * n, replace(options, seed=seeds), length, progress)
     before = EventGrammar(prompt).now
-    for event in decode(model, [prompt] * n, options):
-        if event.error is not None:
-            raise event.error
-        if event.id is not None:
-            outputs[event.row].append(event.id)
-        progress(min(each.now for each in grammars) / TICKS_A_SECOND - before / TICKS_A_SECOND)
-    return [
+    pieces = [
         Piece(to_notes([*prompt, *output]), output, before, seed) for output, seed in zip(outputs, seeds, strict=True)
     ]
+    return pieces if n > 1 else pieces[0]
 
 
-def check_model(model: "LanguageModel") -> None:
+def _events_of(primer: Notes | None, seconds: float | None) -> list[int]:
+    """What there is to go on from."""
+    if seconds is not None and not 0 < seconds < math.inf:
+        raise BadOption(f"primer_seconds is {seconds:g}, but it must be a finite number above 0.")
+    if primer is None:
+        if seconds is not None:
+            raise BadOption("primer_seconds says how much of a primer is read, and there is none.")
+        return []
+    primer = primer.from_start()
+    if seconds is not None:
+        primer = primer.between(0, max(1, round(seconds * TICKS_A_SECOND)))
+    if not len(primer):
+        raise BadPrompt("The primer has no notes.")
+    events: list[int] = to_events(primer).tolist()
+    return events
+
+
+def _played(
+    model: "LanguageModel | Engine",
+    prompts: list[list[int]],
+    options: GenerationOptions,
+    length: int,
+    progress: Callable[[float], None],
+) -> list[list[int]]:
+    """The events that follow each prompt."""
+    from gpt2.generation import decode
+
+    outputs: list[list[int]] = [[] for _ in prompts]
+    reached = [0] * len(prompts)
+    with warnings.catch_warnings():
+        # A piece outgrows the window as a matter of course; a text's notice of it would name options that are not here.
+        warnings.simplefilter("ignore", Notice)
+        for event in decode(model, prompts, options):
+            if event.error is not None:
+                raise event.error
+            if event.id is not None:
+                outputs[event.row].append(event.id)
+                if SHIFT <= event.id < VELOCITY:
+                    reached[event.row] += event.id - SHIFT + 1
+            if event.finish_reason is not None:
+                reached[event.row] = length
+            progress(min(reached) / TICKS_A_SECOND)
+    return outputs
+
+
+def check_model(model: "LanguageModel | Engine") -> None:
     """Raises BadCheckpoint unless a model's vocabulary is that of music."""
     if model.tokenizer != vocabulary():
-        where = model.path if isinstance(model.path, Path) else model.source
         raise BadCheckpoint(
-            f"{where} is no model of music: its vocabulary is not that of musical events. "
+            f"{getattr(model, 'source', 'This')} is no model of music: its vocabulary is not that of musical events. "
             "Train one with `gpt2 music prepare` and `gpt2 train --recipe music`."
         )

@@ -14,6 +14,7 @@ import numpy as np
 
 from gpt2.errors import BadData, BadOption
 from gpt2.files import new_directory
+from gpt2.generation.options import whole_number
 from gpt2.music.events import to_events, vocabulary
 from gpt2.music.figures import measure
 from gpt2.music.midi import find_midi, read_midi
@@ -33,8 +34,9 @@ class PrepareOptions:
 
     transpose: copies of each piece to train on, this many semitones up and down; 0: none. stretch: how much faster or
     slower they may be, 0.05 for 5 %; the copy in the piece's own key keeps its tempo, too. validation: share of pieces
-    held out, by the hash of their notes; they are not copied. least: pieces with fewer notes are left out. most: and
-    those with more notes sounding at once on average: files whose pedal is never let go of, mostly.
+    held out, by the hash of their notes (of a single piece its end); they are not copied. least: pieces with fewer
+    notes are left out. most: and those with more notes sounding at once on average: files whose pedal is never let go
+    of, mostly.
 
     Raises BadOption, naming the field and its range.
     """
@@ -46,14 +48,12 @@ class PrepareOptions:
     most: float = 10.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.transpose <= 12:
-            raise BadOption(f"transpose is {self.transpose}, but it must be from 0 to 12 semitones.")
+        whole_number("transpose", self.transpose, 0, 12)
+        whole_number("least", self.least, 1)
         if not 0 <= self.stretch <= 0.5:
             raise BadOption(f"stretch is {self.stretch}, but it must lie between 0 and 0.5.")
         if not 0 <= self.validation < 1:
             raise BadOption(f"validation is {self.validation}, but it must be at least 0 and below 1.")
-        if self.least < 1:
-            raise BadOption(f"least is {self.least}, but a piece has at least 1 note.")
         if not self.most >= 1:
             raise BadOption(f"most is {self.most}, but it must be at least 1 note at once.")
 
@@ -72,8 +72,8 @@ class Prepared:
 
 
 def prepare(
-    paths: Sequence[Path],
-    out: Path,
+    paths: Path | str | Sequence[Path | str],
+    out: Path | str,
     options: PrepareOptions | None = None,
     progress: Callable[[str, int, int | None], None] = lambda *_: None,
 ) -> Prepared:
@@ -85,14 +85,20 @@ def prepare(
     options, out = options or PrepareOptions(), Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BadOption(f"{out} is there already; choose another --out.")
-    files = find_midi(paths)
+    files = find_midi([paths] if isinstance(paths, Path | str) else paths)
     pieces, skipped = _read(files, options, progress)
     if not pieces:
         reason, names = max(skipped.items(), key=lambda item: len(item[1]))
         raise BadData(f"None of {len(files):,} files can be used; {len(names):,} of them: {reason}.")
-    held = held_out(np.array([piece.hash for piece in pieces], dtype=np.uint64), options.validation)
-    if held.all():
-        held[:] = False
+    if len(pieces) == 1 and options.validation:
+        # A single piece is cut in two, as a single text is, before it is copied.
+        pieces = _halves(pieces[0], options.validation)
+        held = np.array([False, True])
+    else:
+        hashes = np.array([piece.hash for piece in pieces], dtype=np.uint64)
+        held = held_out(hashes, options.validation)
+        if held.all():
+            held = hashes == hashes.min()
     with new_directory(out.absolute()) as folder:
         write_tokenizer(vocabulary(), folder)
         counts: dict[str, Any] = {"pieces": {}, "documents": {}, "events": {}, "seconds": {}}
@@ -113,6 +119,13 @@ def prepare(
 class _Piece:
     notes: Notes
     hash: int  # the first number of the digest of its notes, which transposition does not change
+
+
+def _halves(piece: _Piece, share: float) -> list[_Piece]:
+    """The beginning of a piece, and the end, which lasts that share of it."""
+    end = int(piece.notes.ends.max())
+    cut = min(max(1, round(end * (1 - share))), int(piece.notes.onsets[-1]))
+    return [_Piece(piece.notes.between(0, cut), piece.hash), _Piece(piece.notes.between(cut, end), piece.hash)]
 
 
 def _read(

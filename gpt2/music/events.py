@@ -14,6 +14,7 @@ both from low to high; a velocity only where it changes; time in whole seconds a
 row of events, also one that a model left unfinished.
 """
 
+import operator
 from collections.abc import Iterable
 from functools import cache
 
@@ -92,7 +93,9 @@ def to_notes(events: Iterable[int]) -> Notes:
             found.append((onset, now, pitch, loudness))
 
     some = False
-    for event in events:
+    for each in events:
+        # Python's own number: sums of numpy's 16 bits would wrap.
+        event = operator.index(each)
         if not 0 <= event <= END:
             raise BadPrompt(f"{event} is no musical event; events have the ids 0 to {END}.")
         if event == END:

@@ -149,11 +149,12 @@ def table(sets: Mapping[str, Figures]) -> str:
     if first is not None and len(sets) > 1:
         away = [f"{distance(first.pitch_classes, one.pitch_classes):.3f}" for one in sets.values()]
         rows["distance in pitch classes, 0 to 1"] = ["", *away[1:]]
-    lines = [["", *sets], ["---", *("---:" for _ in sets)], *([name, *cells] for name, cells in rows.items())]
+    names = [name.replace("|", "\\|") for name in sets]
+    lines = [["", *names], ["---", *("---:" for _ in sets)], *([name, *cells] for name, cells in rows.items())]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def draw(sets: Mapping[str, Sequence[Figures]]) -> Any:
+def compare(sets: Mapping[str, Sequence[Figures]]) -> Any:
     """A `matplotlib.figure.Figure` that compares sets of pieces: a row for each set, and in it the mean pitch classes
     (turned by `in_c`), and how notes a second, notes at once and repetition are spread over the pieces.
 
@@ -179,7 +180,7 @@ def draw(sets: Mapping[str, Sequence[Figures]]) -> Any:
         axes.sharey(grid[0, 0])
         axes.bar(range(_CLASSES), [100 * share for share in mean_of(pieces).pitch_classes], color=colour)
         axes.set_xticks(range(_CLASSES), [pitch_name(pitch)[:-2] for pitch in range(_CLASSES)])
-        axes.set_ylabel(fill(name, 14), fontsize=9, fontweight="bold", color=colour)
+        axes.set_ylabel(fill(name, 14), fontsize=9, fontweight="bold", color=colour).set_parse_math(False)
     for axes in grid.flat:
         axes.tick_params(length=0, labelcolor=_GREY, labelsize=8)
         axes.spines[["top", "right", "left"]].set_visible(False)

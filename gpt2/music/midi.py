@@ -28,7 +28,7 @@ _SMPTE = 0x8000
 _QUARTER = 500  # ticks in the files that are written: at 120 quarters a minute, each a millisecond
 
 
-def read_midi(path: Path) -> Notes:
+def read_midi(path: Path | str) -> Notes:
     """The notes of a MIDI file. Raises BadData, naming the file, if it is none, damaged, or has no notes to play."""
     path = Path(path)
     try:
@@ -42,16 +42,20 @@ def parse_midi(data: bytes, source: str) -> Notes:
     """As `read_midi`, for a file's bytes; `source` is what errors call it."""
     if data[:4] != b"MThd":
         raise BadData(f"{source} is no MIDI file: it does not begin with MThd.")
+    damaged = BadData(f"{source} is cut off or damaged; fetch it again, or open and save it in a MIDI editor.")
+    if len(data) < 14:
+        raise damaged
     kind, division = int.from_bytes(data[8:10], "big"), int.from_bytes(data[12:14], "big")
     if kind == 2:
         raise BadData(f"{source} is a MIDI file of type 2, whose tracks are separate pieces; save each as type 0 or 1.")
+    if kind > 2:
+        raise damaged
     if division & _SMPTE or not division:
         raise BadData(f"{source} counts time in film frames, or in nothing; save it with ticks per quarter note.")
     try:
         score = _symusic().Score.from_midi(data)
-    except RuntimeError as error:
-        said = str(error).removeprefix("MiniMidi: ").split(":")[0].rstrip(".!")
-        raise BadData(f"{source} is cut off or damaged ({said}).") from None
+    except RuntimeError:
+        raise damaged from None
     # In the order of the file where times are equal: the last one counts.
     tempos = sorted(((tempo.time, tempo.mspq) for tempo in score.tempos), key=lambda change: change[0])
     if any(tempo <= 0 for _, tempo in tempos):
@@ -61,17 +65,24 @@ def parse_midi(data: bytes, source: str) -> Notes:
         what = "notes but drums" if any(len(track.notes) for track in score.tracks) else "notes"
         raise BadData(f"{source} holds no {what}.")
     starts = np.concatenate([track.starts for track in tracks])
+    if starts.min() < 0:
+        # symusic's ticks have 32 bits, and wrapped.
+        raise BadData(f"{source} lasts more than a day; cut it into pieces.")
     stops = np.concatenate([_held(track.stops, track.pedals) for track in tracks])
+    # A pedal that is never let go of holds until the music ends.
+    last = max(float(track.stops.max()) for track in tracks)
+    last = max(last, float(stops[np.isfinite(stops)].max(initial=0)))
+    stops = np.where(np.isfinite(stops), stops, last)
     pitches = np.concatenate([track.pitches for track in tracks])
     velocities = np.concatenate([track.velocities for track in tracks])
-    # A pedal that is never let go of holds until the music ends.
-    last = float(max(track.stops.max() for track in tracks))
-    stops = np.minimum(stops, max(last, float(starts.max())))
     seconds = _Clock(tempos, division)
-    return canonical(seconds(starts), seconds(np.maximum(stops, starts)), pitches, velocities)
+    try:
+        return canonical(seconds(starts), seconds(stops), pitches, velocities)
+    except BadData as error:
+        raise BadData(f"{source}: {error}") from None
 
 
-def write_midi(notes: Notes, path: Path) -> None:
+def write_midi(notes: Notes, path: Path | str) -> None:
     """Writes notes as a MIDI file of type 1, one piano track, whole or not at all. `read_midi` gives the same notes."""
     write_atomically(Path(path), score_of(notes).dumps_midi())
 
@@ -95,7 +106,7 @@ def score_of(notes: Notes) -> Any:
     return score
 
 
-def find_midi(paths: Sequence[Path]) -> list[Path]:
+def find_midi(paths: Sequence[Path | str]) -> list[Path]:
     """MIDI files by name, and those in folders, each once, in the order of their names. Raises BadData for none."""
     found: dict[Path, Path] = {}
     for path in map(Path, paths):
@@ -115,14 +126,13 @@ def find_midi(paths: Sequence[Path]) -> list[Path]:
 class _Track:
     """A track's notes as arrays, in ticks of its file, and when its pedal is down, (P, 2)."""
 
-    __slots__ = ("pedals", "pitches", "program", "starts", "stops", "velocities")
+    __slots__ = ("pedals", "pitches", "starts", "stops", "velocities")
 
     def __init__(self, track: Any) -> None:
         rows = track.notes.numpy()
         self.starts = rows["time"].astype(np.float64)
         self.stops = self.starts + rows["duration"].astype(np.float64)
         self.pitches, self.velocities = rows["pitch"].astype(np.int64), rows["velocity"].astype(np.int64)
-        self.program = track.program
         self.pedals = _pedals(track)
 
 
@@ -174,5 +184,5 @@ def _symusic() -> Any:
     try:
         import symusic
     except ImportError:
-        raise Unavailable("MIDI files need the package symusic: pip install 'gpt2-complete[music]'.") from None
+        raise Unavailable("MIDI files need symusic: install the extra `music` (see README).") from None
     return symusic

@@ -16,6 +16,7 @@ Numbers = npt.NDArray[np.int64]
 TICKS_A_SECOND = 100
 PITCHES = 128
 VELOCITIES = 32  # steps, each of four MIDI velocities
+LONGEST = 24 * 3600  # seconds of a piece
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -73,10 +74,11 @@ def canonical(starts: npt.ArrayLike, stops: npt.ArrayLike, pitches: npt.ArrayLik
 
     Times are rounded by themselves, never as differences, so errors do not add up: at most half a tick each. A note
     lasts at least a tick. Where a pitch is struck that still sounds, the former note ends there; of two notes with one
-    pitch and one onset the louder stays, with the later end. Raises BadData for numbers out of range.
+    pitch and one onset the louder stays, with the later end. Raises BadData for numbers out of range, and for music of
+    more than a day.
     """
     begins, ends = np.asarray(starts, dtype=np.float64), np.asarray(stops, dtype=np.float64)
-    keys, loudness = np.asarray(pitches, dtype=np.int64), np.asarray(velocities, dtype=np.int64)
+    keys, loudness = _whole(pitches, "pitches"), _whole(velocities, "velocities")
     if not begins.shape == ends.shape == keys.shape == loudness.shape == (begins.size,):
         raise BadData("Notes need as many starts, stops, pitches and velocities, each in a flat row.")
     if len(begins):
@@ -86,6 +88,8 @@ def canonical(starts: npt.ArrayLike, stops: npt.ArrayLike, pitches: npt.ArrayLik
                 raise BadData(f"A note has the {what} {bad}, but it must be from 0 to {most}.")
         if not (np.isfinite(begins).all() and np.isfinite(ends).all() and begins.min() >= 0):
             raise BadData("A note begins before the music does, or at no time at all.")
+        if max(begins.max(), ends.max()) > LONGEST:
+            raise BadData("The music lasts more than a day; cut it into pieces.")
     onset = _ticks(begins)
     end = np.maximum(_ticks(ends), onset + 1)
     # By pitch, then onset, then loudness: what is struck at once stands together, the loudest last.
@@ -102,6 +106,13 @@ def canonical(starts: npt.ArrayLike, stops: npt.ArrayLike, pitches: npt.ArrayLik
         end[:-1] = np.where(struck_again, np.minimum(end[:-1], onset[1:]), end[:-1])
     order = np.lexsort((keys, onset))
     return Notes(onset[order], end[order], keys[order], loudness[order] // 4)
+
+
+def _whole(values: npt.ArrayLike, what: str) -> Numbers:
+    array = np.asarray(values)
+    if array.size and array.dtype.kind not in "iu":
+        raise BadData(f"Notes have {what} of {array.dtype}; they must be whole numbers.")
+    return array.astype(np.int64)
 
 
 def _ticks(seconds: npt.NDArray[np.float64]) -> Numbers:

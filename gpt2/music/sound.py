@@ -61,15 +61,9 @@ def synthesise(notes: Notes, *, sound_font: Path | None = None) -> Samples:
         raise BadData(
             f"The music lasts {notes.seconds / 3600:.1f} hours, and {_LONGEST // 3600} can be played; cut it."
         )
-    try:
-        import midirenderer
-    except ImportError:
-        raise Unavailable("Sound needs midirenderer: install the extra `music` (see README).") from None
-    font = Path(sound_font) if sound_font is not None else find_sound_font()
-    try:
-        data = font.read_bytes()
-    except OSError as error:
-        raise BadData(f"The sound font {font} cannot be read ({error.strerror}).") from None
+    font, data = check_sound(sound_font)
+    import midirenderer
+
     try:
         file = midirenderer.render_wave_from(data, _midi(notes))
     except RuntimeError as error:
@@ -88,6 +82,20 @@ def synthesise(notes: Notes, *, sound_font: Path | None = None) -> Samples:
     return samples
 
 
+def check_sound(sound_font: Path | None = None) -> tuple[Path, bytes]:
+    """The font that is played, and what is in its file; for whoever wants to know before there are notes.
+
+    Raises Unavailable without a font or the extra `music`, BadData for a font that cannot be read.
+    """
+    if find_spec("midirenderer") is None:
+        raise Unavailable("Sound needs midirenderer: install the extra `music` (see README).")
+    font = Path(sound_font) if sound_font is not None else find_sound_font()
+    try:
+        return font, font.read_bytes()
+    except OSError as error:
+        raise BadData(f"The sound font {font} cannot be read ({error.strerror}).") from None
+
+
 def find_sound_font() -> Path:
     """A font on this machine: one with a well-known name in the folders where systems keep them, else the one that the
     package pretty_midi brings along, else any .sf2 in those folders. Raises Unavailable if there is none.
@@ -96,8 +104,8 @@ def find_sound_font() -> Path:
         if font.is_file():
             return font
     raise Unavailable(
-        "No sound font was found: `pip install 'gpt2-complete[music]'` brings one, `apt install timgm6mb-soundfont` "
-        "another, or name an .sf2 file of your own."
+        "No sound font was found: the extra `music` brings one (see README), `apt install timgm6mb-soundfont` another, "
+        "or name an .sf2 file of your own."
     )
 
 

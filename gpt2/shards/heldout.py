@@ -1,8 +1,9 @@
 """Which documents are held out for validation: one rule, for a corpus that is built and for text that is trained on.
 
 The SHA-256 of a document's text alone decides, so the same ones stay out for good, whatever stands beside them. Each
-user has one exception. Training from text (`training/documents.py`) cuts a single document in two, and when the rule
-holds out all it holds out the lowest alone. A corpus (`corpus/fates.py`) then holds out none, and says so.
+user has one exception. Training from text (`training/documents.py`) and music (`music/dataset.py`, where a piece's
+notes are its text) cut a single document in two, and when the rule holds out all they hold out the lowest alone. A
+corpus (`corpus/fates.py`) then holds out none, and says so.
 """
 
 import hashlib

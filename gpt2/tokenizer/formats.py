@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -152,11 +153,11 @@ def _words_json(tokenizer: WordTokenizer) -> dict[str, Any]:
         "pre_tokenizer": {"type": "WhitespaceSplit"},
         "post_processor": None,
         "decoder": None,
-        # A model of this kind must name an unknown word; as no word is called so, one that is unknown is an error.
+        # A model of this kind must name an unknown word. As no word is called so, one that is unknown is an error.
         "model": {
             "type": "WordLevel",
             "vocab": {word: index for index, word in enumerate(tokenizer.words)},
-            "unk_token": "<unk>",
+            "unk_token": next(f"<unk{tail}>" for tail in count() if f"<unk{tail}>" not in tokenizer.words),
         },
     }
 

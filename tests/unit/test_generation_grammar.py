@@ -5,6 +5,7 @@ import pytest
 
 from gpt2.errors import BadOption
 from gpt2.generation import Engine, GenerationOptions, PromptLookup, SamplingOptions, complete, decode
+from gpt2.runners.plain import PlainRunner
 from tests.helpers import tiny_model
 
 MODEL = tiny_model(window=64)
@@ -108,7 +109,7 @@ def shut(prompt):
 
 @pytest.mark.parametrize(
     ("grammar", "said"),
-    [(broken, "The grammar failed: KeyError"), (small, "allows \\(3,\\) tokens"), (shut, "forbids every token")],
+    [(broken, "The grammar failed: KeyError"), (small, "allows bool\\(3,\\), but"), (shut, "forbids every token")],
 )
 def test_one_that_fails_ends_its_own_text_alone(grammar, said):
     with pytest.raises(BadOption, match=said):
@@ -123,9 +124,44 @@ def test_one_that_fails_ends_its_own_text_alone(grammar, said):
     assert not b.ids
 
 
-def test_what_is_no_function_is_refused():
+def test_what_is_no_grammar_is_refused():
     with pytest.raises(BadOption, match="grammar is 3, but it must be a function"):
         GenerationOptions(grammar=3)
+    with pytest.raises(BadOption, match="The grammar is None, but it must have `allowed`"):
+        write(["a"], lambda prompt: None)
+    with pytest.raises(BadOption, match="The grammar failed: ZeroDivisionError"):
+        write(["a"], lambda prompt: 1 / 0)
+
+
+def test_scores_are_no_mask():
+    class Scores:
+        def allowed(self, output):
+            return np.where(np.arange(V) == 5, 0.0, -np.inf)
+
+    with pytest.raises(BadOption, match="allows float64"):
+        write(["a"], lambda prompt: Scores())
+
+
+class EmptyStairs(Stairs, list):
+    """Nothing in it, and so false."""
+
+    def __init__(self, prompt):
+        Stairs.__init__(self, prompt)
+
+
+def test_a_runner_that_draws_by_itself_is_not_asked():
+    class Drawing(PlainRunner):
+        drawable = 0
+        asked = 0
+
+        def draw(self, *arguments):
+            self.asked += 1
+            raise AssertionError
+
+    for grammar in (Stairs, EmptyStairs):
+        engine = Engine(MODEL, runner=Drawing(MODEL.network, 2))
+        assert write(["a"], grammar, engine)[0].ids == write(["a"], Stairs)[0].ids
+        assert engine.runner.asked == 0
 
 
 def test_it_is_asked_once_a_token():

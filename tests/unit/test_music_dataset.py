@@ -95,6 +95,25 @@ def test_nothing_to_use_is_an_error_and_leaves_nothing(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_single_piece_is_cut_before_it_is_copied(tmp_path):
+    piece = random_piece(5, notes=100)
+    write_midi(piece, tmp_path / "one.mid")
+    made = prepare(str(tmp_path / "one.mid"), tmp_path / "out", PrepareOptions(transpose=1, validation=0.2))
+    assert made.documents == {"train": 3, "validation": 1}
+    [held] = documents(tmp_path / "out", "validation")
+    held = to_notes(held)
+    last = piece.pitches[-len(held) :]
+    assert 5 < len(held) < 50
+    assert np.array_equal(held.pitches, last)
+    trained = to_notes(documents(tmp_path / "out", "train")[0])
+    assert np.array_equal(trained.pitches, piece.pitches[: -len(held)])
+
+
+def test_of_few_pieces_one_is_held_out(folder, tmp_path):
+    made = prepare([folder / "01.mid", folder / "02.mid"], tmp_path / "out", PrepareOptions(validation=0.999))
+    assert made.pieces == {"train": 1, "validation": 1}
+
+
 def test_a_folder_with_something_in_it_is_refused(folder, tmp_path):
     with pytest.raises(BadOption, match="is there already"):
         prepare([folder], folder)
@@ -109,6 +128,8 @@ def test_a_folder_with_something_in_it_is_refused(folder, tmp_path):
         ({"stretch": float("nan")}, "stretch is nan"),
         ({"validation": 1.0}, "validation is 1.0"),
         ({"least": 0}, "least is 0"),
+        ({"least": 2.5}, "least is 2.5"),
+        ({"transpose": 1.5}, "transpose is 1.5"),
         ({"most": 0.5}, "most is 0.5"),
     ],
 )

@@ -73,8 +73,18 @@ def test_a_row_that_nobody_would_write_is_read_all_the_same(text, expected):
     assert list(zip(notes.onsets, notes.ends, notes.pitches, notes.velocities, strict=True)) == expected
 
 
+def test_a_long_piece_needs_more_than_16_bits_of_time():
+    notes = notes_of(*((float(start), 0.5, 60 + start % 12, 64) for start in range(1000)))
+    events = to_events(notes)
+    assert events.dtype == np.uint16
+    assert to_notes(events) == notes
+    assert EventGrammar(events).now == 99_950
+
+
 def test_a_piece_ends_at_its_end():
     one = vocabulary().encode("v1 C4 10ms /C4")
     assert len(to_notes([END, *one, END, *one])) == 1
     with pytest.raises(BadPrompt, match="389 is no musical event"):
         to_notes([389])
+    with pytest.raises(TypeError):
+        to_notes([1.5])

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt2.errors import BadData
-from gpt2.music.figures import distance, draw, in_c, mean_of, measure, table
+from gpt2.music.figures import compare, distance, in_c, mean_of, measure, table
 from gpt2.music.notes import canonical
 from gpt2.music.roll import piano_roll
 from tests.music import notes_of, raw_notes
@@ -120,9 +120,9 @@ def test_nothing_to_measure():
     with pytest.raises(BadData, match="no pieces"):
         mean_of([])
     with pytest.raises(BadData, match="no pieces to draw in ours"):
-        draw({"theirs": [measure(tune([60]))], "ours": []})
+        compare({"theirs": [measure(tune([60]))], "ours": []})
     with pytest.raises(BadData, match="no pieces"):
-        draw({})
+        compare({})
 
 
 def test_the_table_has_a_column_for_each_set():
@@ -142,7 +142,7 @@ def test_the_table_has_a_column_for_each_set():
 
 def test_the_picture_shows_each_set():
     sets = {"scale": [measure(tune([60 + s for s in MAJOR]))], "one note": [measure(tune([60] * n)) for n in (9, 20)]}
-    figure = draw(sets)
+    figure = compare(sets)
     assert len(figure.axes) == 8
     first, second = figure.axes[0], figure.axes[4]
     assert (first.get_ylabel(), second.get_ylabel()) == ("scale", "one note")

@@ -56,6 +56,47 @@ def test_on_from_any_place_of_a_piece(seed, ticks, cut):
     assert sounding == []
 
 
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.integers(0, END), max_size=30), st.integers(1, 200), st.integers(0, 10**6))
+def test_on_from_events_that_nobody_would_write(prompt, ticks, seed):
+    events = play(prompt, ticks, seed)
+    assert waits(events) == ticks
+    assert EventGrammar([*prompt, *events]).sounding == []
+
+
+def test_a_velocity_with_no_pitch_left_for_it_is_no_dead_end():
+    mask = EventGrammar([END, *encode("v3 G9 v5")]).allowed([])
+    assert mask[encode("10ms")].all()
+    assert not mask[encode("G9 C4 v5")].any()
+
+
+def test_an_end_begins_a_new_piece():
+    grammar = EventGrammar([END, *encode("v3 C4 1000ms"), END])
+    assert (grammar.now, grammar.sounding) == (0, [])
+    assert not grammar.allowed([])[encode("10ms C4 /C4")].any()
+
+
+def test_the_same_output_may_be_asked_about_again():
+    grammar = EventGrammar([END], 100)
+    output = encode("v3 C4 E4 500ms")
+    first = grammar.allowed(output)
+    assert np.array_equal(grammar.allowed(output), first)
+    assert grammar.now == 50
+
+    class Stopped(list):
+        def __getitem__(self, key):
+            def items():
+                yield from encode("/C4")
+                raise KeyboardInterrupt
+
+            return type("Part", (), {"__iter__": lambda _: items(), "__len__": lambda _: 2})()
+
+    with pytest.raises(KeyboardInterrupt):
+        grammar.allowed(Stopped())
+    assert grammar.sounding == [60, 64]
+    assert np.array_equal(grammar.allowed(output), first)
+
+
 @pytest.mark.parametrize(
     ("prompt", "allowed", "forbidden"),
     [

@@ -77,6 +77,7 @@ def test_a_cut_keeps_what_begins_in_it():
         ((-1, 1, 60, 64), "before the music does"),
         ((float("nan"), 1, 60, 64), "at no time at all"),
         ((0, float("inf"), 60, 64), "at no time at all"),
+        ((1e17, 1, 60, 64), "more than a day"),
     ],
 )
 def test_what_is_no_note_is_refused(raw, said):
@@ -84,3 +85,5 @@ def test_what_is_no_note_is_refused(raw, said):
         notes_of(raw)
     with pytest.raises(BadData, match="as many starts"):
         canonical([0, 1], [1], [60], [64])
+    with pytest.raises(BadData, match="pitches of float64"):
+        canonical([0], [1], [60.7], [64])

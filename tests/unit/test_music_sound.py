@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gpt2.errors import BadData, Unavailable
-from gpt2.music import synthesise as module
+from gpt2.music import sound as module
 from gpt2.music.notes import canonical
 from gpt2.music.sound import RATE, TAIL, find_sound_font, synthesise, write_wav
 from tests.music import notes_of
@@ -159,5 +159,5 @@ def test_fonts_are_looked_for_in_order(monkeypatch, tmp_path):
 def test_no_font_at_all_says_how_to_get_one(monkeypatch):
     monkeypatch.setattr(module, "_FOLDERS", ())
     monkeypatch.setattr(module, "find_spec", lambda name: None)
-    with pytest.raises(Unavailable, match="gpt2-complete\\[music\\]"):
+    with pytest.raises(Unavailable, match="the extra `music` brings one"):
         find_sound_font()

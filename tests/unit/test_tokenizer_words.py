@@ -77,6 +77,12 @@ def test_files_say_the_same_to_transformers(tmp_path):
     assert (theirs.eos_token_id, len(theirs), theirs.model_max_length) == (5, 6, 64)
 
 
+def test_a_word_that_looks_like_an_unknown_one_is_a_word(tmp_path):
+    odd = WordTokenizer(["<unk0>", "a"])
+    write_tokenizer(odd, tmp_path)
+    assert read_tokenizer(tmp_path) == odd
+
+
 def test_a_vocabulary_of_another_kind_in_the_folder_is_replaced(tmp_path):
     from tests.helpers import byte_tokenizer
 
