@@ -63,7 +63,7 @@ def test_what_the_model_reads_of_a_primer():
 
 def test_a_primer_that_is_longer_than_the_window_is_told():
     small = tiny_music_model(window=64)
-    with pytest.warns(Notice, match="more than the model's window of 64: .* the newest 32 of them are read"):
+    with pytest.warns(Notice, match="more than the model's window of 64: the newest 32 of them are read"):
         piece = generate(small, random_piece(1), seconds=1, seed=1)
     assert ticks(piece.events) == 100
 
