@@ -1,6 +1,6 @@
 """What the learning experiment found: the share of tokens, the time per token, a JSON file and a picture.
 
-python -m benchmarks.learning_report [FILE]     (draws benchmarks/results/learning/FILE again)
+    python -m benchmarks.learning_report [FILE]     (draws what is in benchmarks/results/learning again)
 """
 
 import json
@@ -102,12 +102,14 @@ def draw(content: dict[str, Any], path: Path) -> None:
         bound = " or ".join(sorted(bounds)) + " " if bounds else ""
         text = f"fast is there after {bound}{found['share_mean']:.0%} of the tokens"
         place = (found["share_mean"] * whole / 1e6, goal)
-        axes.annotate(
-            text, place, (12, 42), textcoords="offset points", color=_INK, fontsize=10, arrowprops={"arrowstyle": "-"}
-        )
+        # Below the level and right of the branches nothing is drawn.
+        style = {"textcoords": "axes fraction", "color": _INK, "fontsize": 10, "arrowprops": {"arrowstyle": "-"}}
+        axes.annotate(text, place, (0.56, 0.07), **style)
     common = content["common"]
     size = f"{common['n_layer']} x {common['n_embd']}, {common['batch_size'] * common['context']:,} tokens a step"
-    axes.set_title(f"{size}, {len(content['runs'])} seed(s), both tuned, paper with more runs", fontsize=10, color=_INK)
+    axes.set_title(
+        f"{size}, seeds {', '.join(content['runs'])}, both tuned, paper with more runs", fontsize=10, color=_INK
+    )
     axes.set_xlabel("million tokens read")
     axes.set_ylabel("validation loss (nats per token)")
     margin = 0.06 * (max(late) - lowest)
