@@ -15,6 +15,7 @@ from gpt2.errors import Notice
 from gpt2.generation import Engine, GenerationOptions, SamplingOptions, generate
 from gpt2.generation.sampling import gumbel_noise
 from tests.generation_models import RUNNERS, SHAPE, assert_same_or_tied, model, plain, runner, small_tokenizer
+from tests.helpers import in_its_words
 
 samplers = st.builds(
     SamplingOptions,
@@ -155,7 +156,7 @@ def test_the_shipped_models(name: str) -> None:
     if name == "none":
         pytest.skip("left out: no model is shipped yet")
     made = load(name)
-    texts = ["The old man", "It was a dark night, and", "", "“No,” said she"]
+    texts = in_its_words(made, "The old man", "It was a dark night, and", "", "“No,” said she")
     batch = [made.tokenizer.encode(text) for text in texts]
     for sampling in (SamplingOptions(0), SamplingOptions(), SamplingOptions(1.0, None, 0.95, repetition_penalty=1.2)):
         assert_rows_are_as_alone(made, batch, sampling, 7, max_tokens=20)

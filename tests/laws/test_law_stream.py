@@ -10,6 +10,7 @@ from gpt2.checkpoint import LanguageModel, load, shipped
 from gpt2.errors import Notice
 from gpt2.generation import generate, stream
 from tests.generation_models import byte_tokenizer, model, scripted, small_tokenizer
+from tests.helpers import in_its_words
 
 
 def naive_stop(text: str, stops: list[str]) -> str:
@@ -94,6 +95,7 @@ def test_the_shipped_models(name: str) -> None:
     if name == "none":
         pytest.skip("left out: no model is shipped yet")
     made = load(name)
-    for prompt, stops in [("The old man", []), ("“Tell me,” she said,", [".", "\n\n"]), ("", ["the"])]:
+    prompts = in_its_words(made, "The old man", "“Tell me,” she said,", "")
+    for prompt, stops in zip(prompts, ([], [".", "\n\n", " /C4"], ["the", "v2"]), strict=True):
         text = assert_streams_as_a_whole(made, prompt, stops, seed=4, max_tokens=60)
         assert "\ufffd" not in text
