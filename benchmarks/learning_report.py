@@ -1,6 +1,6 @@
 """What the learning experiment found: the share of tokens, the time per token, a JSON file and a picture.
 
-    python -m benchmarks.learning_report [FILE]     (draws what is in benchmarks/results/learning again)
+python -m benchmarks.learning_report [FILE]     (draws what is in benchmarks/results/learning again)
 """
 
 import json

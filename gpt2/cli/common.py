@@ -106,11 +106,6 @@ def print_json(document: Any) -> None:
     print(json.dumps(document, ensure_ascii=False))
 
 
-def counted(number: int, thing: str) -> str:
-    """So many of a thing: "1 shard", "1,200 shards"."""
-    return f"{number:,} {thing}{'s' * (number != 1)}"
-
-
 def console() -> "Console":
     """A rich console on stdout."""
     from rich.console import Console

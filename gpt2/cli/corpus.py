@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from gpt2.cli.common import Json, console, counted, print_json
+from gpt2.cli.common import Json, console, print_json
 from gpt2.cli.progress import duration
+from gpt2.training.words import counted
 
 if TYPE_CHECKING:
     from rich.console import Console

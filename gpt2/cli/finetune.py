@@ -13,7 +13,9 @@ from gpt2.cli.train import (
     RunOut,
     as_path,
     check_resume,
+    done,
     said_once,
+    stopped,
     with_training_options,
     write_sample,
 )
@@ -86,10 +88,9 @@ def _finetune(
             }
         )
     elif result.interrupted:
-        done = f"at step {result.step} and saved" if result.step else "before the first step"
-        print(f"Stopped {done}; go on with: gpt2 finetune --resume {result.path}")
+        print(stopped(result, "gpt2 finetune"))
     else:
-        print(f"Done. The best checkpoint: {outcome.best}")
+        print(f"{done(result)} The best checkpoint: {outcome.best}")
         print(f"Try it: gpt2 generate --model {as_path(export or outcome.best)} {_hint(outcome.task)}")
     if result.interrupted:
         raise typer.Exit(130)

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from gpt2.cli.common import Json, console, counted, print_json
+from gpt2.cli.common import Json, console, print_json
 from gpt2.cli.progress import duration
 from gpt2.cli.train import with_training_options
 from gpt2.errors import BadData, BadOption
 from gpt2.training.options import GPT2_VOCABULARY, TrainingOptions, chosen_options, recipe_names
+from gpt2.training.words import counted, of_the_data
 
 # Bytes of text that are tokenised to tell how many tokens there are; of more, a sample of so many.
 _SAMPLE = 2 * 10**6
@@ -55,10 +56,11 @@ def _plan(
     """
     options = chosen_options(recipe, {name: value for name, value in values.items() if value is not None})
     vocab_size = options.vocab_size or GPT2_VOCABULARY
+    theirs = None
     if options.init:
-        shape = _shape_of(options.init)
+        shape, theirs = _begun_with(options.init, tokenizer=bool(data))
         options, vocab_size = options.of_shape(shape), shape.vocab_size
-    found = _tokens_in(data, options) if data else None
+    found = _tokens_in(data, options, theirs) if data else None
     if found is not None:
         vocab_size = found.vocab_size
     document = _run(options, vocab_size, found)
@@ -81,28 +83,22 @@ def _plan(
         show(document)
 
 
-def _shape_of(init: str) -> "GPT2Config":
-    """The shape of the model that a run begins with; its weights are not read, and not fetched for this."""
+def _begun_with(init: str, tokenizer: bool) -> "tuple[GPT2Config, Tokenizer | None]":
+    """The shape of the model that a run begins with, and if that is asked for its vocabulary. Weights are not fetched
+    for this, and not read where the files beside them say both."""
     from gpt2.checkpoint import load, locate
     from gpt2.checkpoint.huggingface import CONFIG, read_config
-    from gpt2.config import SIZES
-
-    if init in SIZES:
-        return SIZES[init].config
-    path = locate(init, weights=False)
-    # In another program's file names and shapes alone are looked at, which is what this dtype does.
-    return read_config(path) if (path / CONFIG).is_file() else load(init, dtype="bfloat16").config
-
-
-def _tokenizer_of(init: str) -> "Tokenizer":
-    from gpt2.checkpoint import load, locate
     from gpt2.config import SIZES
     from gpt2.tokenizer import Tokenizer, read_tokenizer
 
     if init in SIZES:
-        return Tokenizer.gpt2()
+        return SIZES[init].config, Tokenizer.gpt2() if tokenizer else None
     path = locate(init, weights=False)
-    return read_tokenizer(path) if (path / "tokenizer.json").is_file() else load(init, dtype="bfloat16").tokenizer
+    if (path / CONFIG).is_file() and (not tokenizer or (path / "tokenizer.json").is_file()):
+        return read_config(path), read_tokenizer(path) if tokenizer else None
+    # In another program's file names and shapes alone are looked at, which is what this dtype does.
+    model = load(init, dtype="bfloat16")
+    return model.config, model.tokenizer
 
 
 def _run(options: TrainingOptions, vocab_size: int, data: "_Data | None") -> dict[str, Any]:
@@ -128,35 +124,42 @@ def _run(options: TrainingOptions, vocab_size: int, data: "_Data | None") -> dic
     if data is not None:
         document |= {
             "data_tokens": data.tokens,
-            "data_tokens_counted": data.counted,
+            "data_tokens_counted": data.exact,
             "epochs": document["tokens"] / max(data.tokens, 1),
         }
     return document
 
 
 class _Data(NamedTuple):
-    """Tokens to train on, and their vocabulary. counted: or else as many as a sample lets expect."""
+    """Tokens to train on, and the size of their vocabulary. exact: or else as many as a sample lets expect."""
 
     tokens: int
     vocab_size: int
-    counted: bool
+    exact: bool
 
 
-def _tokens_in(paths: list[Path], options: TrainingOptions) -> _Data:
+def _tokens_in(paths: list[Path], options: TrainingOptions, theirs: "Tokenizer | None") -> _Data:
     """What a run would train on: tokens and short texts as it opens them; of long texts a sample is tokenised, by a
-    vocabulary that is learnt on it where one is to be learnt."""
+    vocabulary that is learnt on it where one is to be learnt. theirs: the vocabulary of the model to begin with."""
     from gpt2.tokenizer import Tokenizer, learn
     from gpt2.training.data import is_tokens, open_data
     from gpt2.training.documents import find_files, sampled
 
-    theirs = _tokenizer_of(options.init) if options.init else None
-    if not any(map(is_tokens, paths)) and sum(file.stat().st_size for file in find_files(paths)) > _SAMPLE:
-        texts, share = sampled(paths, _SAMPLE)
-        # A sample may be too uniform for a vocabulary that all of the text can give.
-        with suppress(BadData):
-            tokenizer = theirs or (learn(texts, options.vocab_size) if options.vocab_size else Tokenizer.gpt2())
-            tokens = sum(len(tokenizer.encode_array(text)) for text in texts) / share
-            return _Data(round(tokens * (1 - options.validation)), tokenizer.vocab_size, False)
+    if not any(map(is_tokens, paths)):
+        # Found once: what is left out of a folder is told when it is looked through.
+        paths = find_files(paths)
+        if sum(file.stat().st_size for file in paths) > _SAMPLE:
+            sample = sampled(paths, _SAMPLE)
+            tokenizer = theirs or Tokenizer.gpt2()
+            vocab_size = tokenizer.vocab_size
+            if theirs is None and options.vocab_size:
+                vocab_size = options.vocab_size
+                # A sample may be too uniform for a vocabulary that all of the text can give.
+                with suppress(BadData):
+                    tokenizer = learn(sample.texts, vocab_size)
+            tokens = sum(len(tokenizer.encode_array(text)) for text in sample.texts) / sample.share
+            # Each document has an end-of-text id before it.
+            return _Data(round((tokens + sample.documents) * (1 - options.validation)), vocab_size, False)
     data = open_data(paths, options, theirs)
     return _Data(len(data.training), data.tokenizer.vocab_size, True)
 
@@ -293,11 +296,11 @@ def _show_run(document: dict[str, Any]) -> None:
     )
     said = (
         f"{counted(document['steps'], 'step')} of {document['batch_size']:,} x {shape['n_positions']:,} = "
-        f"{document['tokens_per_step']:,} tokens: {count(document['tokens'])} tokens, {document['flops']:.3g} FLOP"
+        f"{document['tokens_per_step']:,} tokens: {in_words(document['tokens'])} tokens, {document['flops']:.3g} FLOP"
     )
     if "epochs" in document:
         about = "" if document["data_tokens_counted"] else "about "
-        said += f"; {document['epochs']:,.3g} times the data ({about}{count(document['data_tokens'])} tokens)"
+        said += f"; it reads {of_the_data(document['epochs'])} ({about}{in_words(document['data_tokens'])} tokens)"
     out.print(said, soft_wrap=not out.is_terminal)
     out.print(f"[dim]{document['flops_explained']}[/]\n", soft_wrap=not out.is_terminal)
 
@@ -385,7 +388,7 @@ def _show_elsewhere(document: dict[str, Any]) -> None:
         out.print(f"  - {line}", soft_wrap=not out.is_terminal, markup=False)
 
 
-def count(number: float) -> str:
+def in_words(number: float) -> str:
     """A large number in words: 314.6 billion."""
     for size, word in ((1e12, "trillion"), (1e9, "billion"), (1e6, "million")):
         if number >= size:

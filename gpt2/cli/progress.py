@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO, cast
 
+from gpt2.training.words import figure
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -127,8 +129,7 @@ class Progress:
             mean = len(self._paces) / sum(self._paces)
             # What follows from the speed is told of the same steps.
             share = mean / facts.get("tokens_per_second", mean)
-            if "mfu" in facts:
-                facts["mfu"] *= share
+            facts |= {name: facts[name] * share for name in ("flops_per_second", "mfu") if name in facts}
             facts["tokens_per_second"] = mean
         train = "" if self._loss is None else f"  train {self._loss:.3f}"
         self.note("  ".join([f"step {step:>6}{train}{validation}", *describe(facts)]))
@@ -136,11 +137,13 @@ class Progress:
 
 
 def describe(facts: Mapping[str, float]) -> list[str]:
-    """What of a step's facts people read, in a few words each: speed, share of the peak where that is known, memory,
-    time left. A FLOP rate says nothing without a peak; metrics.jsonl has it."""
+    """What of a step's facts people read, in a few words each: speed, FLOP rate, its share of the peak where that is
+    known, memory, time left."""
     said = []
     if "tokens_per_second" in facts:
         said.append(f"{facts['tokens_per_second']:,.0f} tokens/s")
+    if "flops_per_second" in facts:
+        said.append(f"{figure(facts['flops_per_second'] / 1e12)} TFLOP/s")
     if "mfu" in facts:
         said.append(f"{facts['mfu']:.1%} MFU")
     if facts.get("memory"):

@@ -2,10 +2,8 @@
 
 import dataclasses
 import inspect
-import os
-import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,8 +11,9 @@ import typer
 
 from gpt2.cli.common import Json, print_json
 from gpt2.cli.progress import Progress
-from gpt2.errors import BadOption, Error, Notice
+from gpt2.errors import BadOption, Error
 from gpt2.training.options import HOW, TrainingOptions, chosen_options, recipe_names
+from gpt2.training.processes import first_alone_notices, told_by_first
 
 if TYPE_CHECKING:
     from gpt2.checkpoint import LanguageModel
@@ -82,8 +81,7 @@ def _train(
             }
         )
     elif result.interrupted:
-        done = f"at step {result.step} and saved" if result.step else "before the first step"
-        print(f"Stopped {done}; go on with: gpt2 train --resume {result.path}")
+        print(stopped(result, "gpt2 train"))
     else:
         for line in _ended(result):
             print(line)
@@ -91,28 +89,48 @@ def _train(
         raise typer.Exit(130)
 
 
+def _trial(path: Path) -> str:
+    """A command that tries a model: on a run folder, or on a checkpoint."""
+    from gpt2.checkpoint import locate
+    from gpt2.music.events import vocabulary
+    from gpt2.tokenizer import read_tokenizer
+
+    # Whatever has become of the files meanwhile: advice is no reason to fail.
+    with suppress(Error):
+        if read_tokenizer(locate(path)) == vocabulary():
+            return f"gpt2 music generate --model {as_path(path)} --out new.mid"
+    return f"gpt2 generate --model {as_path(path)} 'Once upon a time'"
+
+
+def stopped(result: "Result", command: str) -> str:
+    """What is said of a run that was asked to stop; command: what goes on with it."""
+    done = f"at step {result.step} and saved" if result.step else "before the first step"
+    return f"Stopped {done}; go on with: {command} --resume {result.path}"
+
+
+def done(result: "Result") -> str:
+    """How a sentence begins of a run that is at its end."""
+    return "Nothing was left to do." if result.first_step == result.step else "Done."
+
+
 def _ended(result: "Result") -> Iterator[str]:
     """What to do with a run that is at its end."""
     latest = result.path / "checkpoints" / f"step-{result.step:06d}"
-    done = "Nothing was left to do." if result.first_step == result.step else "Done."
     if result.best is None or result.best.name == latest.name:
-        yield f"{done} Try it: gpt2 generate --model {as_path(result.path)} 'Once upon a time'"
+        yield f"{done(result)} Try it: {_trial(result.path)}"
         return
-    yield f"{done} The lowest validation loss is that of {result.best.name}, not of the last step, {result.step:,}."
-    yield f"Try it: gpt2 generate --model {as_path(result.best)} 'Once upon a time'"
+    better = f"that of {result.best.name}, not of the last step, {result.step:,}"
+    yield f"{done(result)} The lowest validation loss is {better}."
+    yield f"Try it: {_trial(result.best)}"
 
 
 @contextmanager
 def said_once() -> Iterator[None]:
     """Under torchrun every process meets the same mistake, or notice, and the first says it."""
     try:
-        with warnings.catch_warnings():
-            if os.environ.get("RANK", "0") != "0":
-                warnings.simplefilter("ignore", Notice)
+        with first_alone_notices():
             yield
     except Error as error:
-        from gpt2.training.ranks import told_by_first
-
         if told_by_first(str(error)):
             raise typer.Exit(2) from None
         raise

@@ -37,9 +37,10 @@ def settings_of(
     for source in sources:
         changed = 0 if source.kind == "hub" else Path(source.where).stat().st_mtime_ns
         digest.update(json.dumps([source.name, source.kind, source.bytes, changed]).encode())
+    links = None
     if options.filters.links is not None:
         with options.filters.links.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+            links = hashlib.file_digest(file, "sha256").hexdigest()
     return {
         **options.to_dict(),
         "tokenizer": tokenizer.fingerprint() if tokenizer else None,
@@ -47,6 +48,7 @@ def settings_of(
         "files": len(sources),
         "source_bytes": sum(source.bytes for source in sources),
         "source_digest": digest.hexdigest(),
+        "links_digest": links,
     }
 
 
@@ -112,9 +114,11 @@ def begun(out: Path, settings: dict[str, Any], sources: Sequence[Source]) -> dic
         named = [
             f"{name.replace('_', '-')} was {before.get(name)} and is {now[name]}"
             for name in changed
-            if name not in _INPUT
+            if name not in (*_INPUT, "links_digest")
         ]
-        if len(named) < len(changed):
+        if "links_digest" in changed and "links" not in changed:
+            named.append(f"what is in {now['links']} (--links) has changed since")
+        if any(name in _INPUT for name in changed):
             since = (out / "corpus.json" if finished is not None else path).stat().st_mtime
             named.append(_other_sources(before, now, sources, since))
         raise BadOption(f"{out} was begun with other settings: {'; '.join(named)}. Choose another --out, or delete it.")

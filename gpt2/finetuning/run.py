@@ -21,9 +21,10 @@ from gpt2.finetuning.options import FinetuneOptions
 from gpt2.finetuning.rows import Row
 from gpt2.tasks.template import TASK, Task, Template, read_task
 from gpt2.training.begin import is_path
-from gpt2.training.loop import Reporter, Result, Sample, Silent, resume, train
-from gpt2.training.options import TrainingOptions
-from gpt2.training.ranks import is_first_of_all
+from gpt2.training.loop import resume, train
+from gpt2.training.options import TrainingOptions, shorter_warmup
+from gpt2.training.processes import is_first
+from gpt2.training.reporter import Reporter, Result, Sample, Silent
 from gpt2.training.run import RunFolder
 from gpt2.training.work import Form, Note, Whole, Work, open_text
 
@@ -112,7 +113,7 @@ def go_on(
 
 def _of_first(reporter: Reporter) -> Reporter:
     """Of several processes, which all read the data, one says what is in them."""
-    return reporter if is_first_of_all() else Silent()
+    return reporter if is_first() else Silent()
 
 
 def export(run: Path, out: Path) -> None:
@@ -180,7 +181,8 @@ def _with_epochs(options: TrainingOptions, tuning: FinetuneOptions, examples: in
     if not tuning.epochs:
         return options
     steps = max(1, round(tuning.epochs * examples / options.batch_size))
-    return options.changed({"steps": steps, "warmup_steps": min(options.warmup_steps, steps // 10)})
+    warmup = shorter_warmup(options.warmup_steps, options.steps, steps)
+    return options.changed({"steps": steps, "warmup_steps": warmup})
 
 
 def _task(tuning: FinetuneOptions, rows: Rows, options: TrainingOptions, note: Note) -> Task:

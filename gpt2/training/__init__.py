@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from gpt2.training.options import TrainingOptions, read_recipe, recipe_names
 
 if TYPE_CHECKING:
-    from gpt2.training.loop import Reporter, Result, resume, train
+    from gpt2.training.loop import resume, train
+    from gpt2.training.reporter import Reporter, Result
     from gpt2.training.step import accumulate_gradients
 
 __all__ = [
@@ -23,7 +24,13 @@ __all__ = [
     "train",
 ]
 
-_PLACES = {"Reporter": "loop", "Result": "loop", "resume": "loop", "train": "loop", "accumulate_gradients": "step"}
+_PLACES = {
+    "Reporter": "reporter",
+    "Result": "reporter",
+    "resume": "loop",
+    "train": "loop",
+    "accumulate_gradients": "step",
+}
 
 
 def __getattr__(name: str) -> Any:

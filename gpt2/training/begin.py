@@ -7,8 +7,7 @@ be in the way of the next try. It trains nothing and writes nothing.
 import dataclasses
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,11 @@ import torch
 
 from gpt2.checkpoint import find_device, load, shipped
 from gpt2.config import SIZES
-from gpt2.errors import BadOption, Unavailable
+from gpt2.errors import Unavailable
 from gpt2.model import GPT2
+from gpt2.training.changes import tell_rate
 from gpt2.training.memory import check_memory, explained, micro_batch
-from gpt2.training.options import GPT2_VOCABULARY, HOW, TrainingOptions, rate_change
+from gpt2.training.options import GPT2_VOCABULARY, TrainingOptions
 from gpt2.training.ranks import Ranks
 from gpt2.training.run import RunFolder
 from gpt2.training.trackers import check_installed
@@ -81,7 +81,7 @@ def again(options: TrainingOptions, data: Sequence[Path], run: RunFolder, note: 
     device = device_of(options)
     _check_here(options, device, ranks)
     network, tokenizer, state, files = run.checkpoints.load()
-    _tell_rate(state.get("options", {}), options, state["step"], note)
+    tell_rate(state.get("options", {}), options, state["step"], note)
     tokens = run.work.open(data, options, tokenizer, note)
     then = f" Change it {run.again}."
     options, vocab_size, window = _resolved(options, device, tokens, note, ranks, then)
@@ -93,36 +93,6 @@ def again(options: TrainingOptions, data: Sequence[Path], run: RunFolder, note: 
             network = _with_dropout(network, options)
         network = run.work.form.adapt(network.to(device), options, files.parent)
         return Beginning(options, tokens, network, state, files)
-
-
-def check_steps(run: RunFolder, steps: object) -> None:
-    """Raises BadOption for a run that is past so many steps."""
-    if isinstance(steps, int) and run.checkpoints.pointed() is not None:
-        done = run.checkpoints.state()["step"]
-        if steps < done:
-            raise BadOption(f"{run.path} is at step {done:,} already, past {steps:,} steps; choose more --steps.")
-
-
-def check_unchanged(run: RunFolder, options: TrainingOptions, state: Mapping[str, Any], allow: bool) -> None:
-    """Raises BadOption for a recipe that is not the checkpoint's, unless that is allowed and can be."""
-    now, then = dataclasses.asdict(options), state.get("options", {})
-    changed = [name for name in then if name in now and name not in HOW and now[name] != then[name]]
-    fixed = [name for name in changed if name in _FIXED]
-    told = ", ".join(f"{name} = {now[name]!r} (was {then[name]!r})" for name in fixed or changed)
-    if fixed:
-        raise BadOption(
-            f"The recipe of {run.path} has changed since its checkpoint, in what a run cannot go on with: {told}. "
-            "Put it back in recipe.toml, or start anew (--init takes the weights of this run)."
-        )
-    if changed and not allow:
-        raise BadOption(
-            f"The recipe of {run.path} has changed since its checkpoint: {told}. Put it back in recipe.toml, or go on "
-            "with it all the same with --allow-changes."
-        )
-
-
-# What the weights and the optimiser's state of a checkpoint are made for.
-_FIXED = ("init", "n_layer", "n_head", "n_embd", "context", "vocab_size", "optimizer")
 
 
 def _check_here(options: TrainingOptions, device: torch.device, ranks: Ranks) -> None:
@@ -191,15 +161,6 @@ def _resolved(
             f"(--micro-batch-size {fewer} from the start makes them so)"
         )
     return options, vocab_size, window
-
-
-def _tell_rate(stored: Mapping[str, Any], options: TrainingOptions, step: int, note: Note) -> None:
-    """Notes a learning rate that is not what it was to be when the checkpoint was written."""
-    known = {item.name: stored[item.name] for item in dataclasses.fields(options) if item.name in stored}
-    # What an older version wrote down may be no options today; the run's own were checked.
-    with suppress(BadOption):
-        if known and (told := rate_change(TrainingOptions(**known), options, step)):
-            note(told)
 
 
 def _with_dropout(network: GPT2, options: TrainingOptions) -> GPT2:

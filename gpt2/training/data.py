@@ -21,6 +21,7 @@ from gpt2.shards import is_validation, open_shards, shard_paths
 from gpt2.tokenizer import Tokenizer, learn, read_tokenizer
 from gpt2.training.documents import Split, named_documents, refuse_unfinished, split
 from gpt2.training.options import TrainingOptions
+from gpt2.training.words import figure
 
 Ids = npt.NDArray[np.int32]
 
@@ -120,7 +121,7 @@ def open_data(
     else:
         data = _open_tokens(paths, options, tokenizer, note)
     held = len(data.validation)
-    share = f" ({100 * held / (len(data.training) + held):.2g} %)" if held else ""
+    share = f" ({figure(100 * held / (len(data.training) + held), 2)} %)" if held else ""
     note(f"{len(data.training):,} tokens to train on, {held:,} held out{share}")
     return data
 

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -82,21 +83,23 @@ def read_documents(paths: Sequence[Path]) -> Iterator[str]:
 
 def named_documents(paths: Sequence[Path]) -> Iterator[tuple[str, str]]:
     """The documents in files, and what each is called: a text file is one, and a line of a .jsonl file is one (its
-    field `text`).
+    field `text`). Files have their names alone where no two are called the same.
 
     Documents of nothing but spaces are skipped. Raises BadData, naming file and line, for what is no UTF-8 or no such
     JSON, and for a text file with zero bytes among its first 8,192. Warns (Notice) about text that spells the
     end-of-text token, which is read as ordinary text.
     """
-    for file in find_files(paths):
-        warned = False
+    files = find_files(paths)
+    called = Counter(file.name for file in files)
+    for file in files:
+        warned, name = False, file.name if called[file.name] == 1 else str(file)
         lines = file.suffix == ".jsonl"
         for number, text in _lines(file) if lines else [(0, _whole(file))]:
             if END_OF_TEXT in text and not warned:
                 warned = True
                 warn_of_end_of_text(str(file))
             if text and not text.isspace():
-                yield f"{file.name}, line {number}" if lines else file.name, text
+                yield f"{name}, line {number}" if lines else name, text
 
 
 def warn_of_end_of_text(where: str) -> None:
@@ -137,26 +140,39 @@ def _lines(file: Path) -> Iterator[tuple[int, str]]:
             yield number, text
 
 
-def sampled(paths: Sequence[Path], most: int) -> tuple[list[str], float]:
-    """Stretches of text from all over files, about `most` bytes, and the share of the files' bytes that they are.
+class Sample(NamedTuple):
+    """Stretches of text from all over files. share: of the files' bytes; documents: as many as all files are expected
+    to hold."""
+
+    texts: list[str]
+    share: float
+    documents: int
+
+
+def sampled(files: Sequence[Path], most: int) -> Sample:
+    """A sample of files (`find_files`), about `most` bytes.
 
     Lines of a .jsonl file stay whole. What cannot be read is passed over: `read_documents` refuses it. Raises BadData
     for files without text.
     """
-    texts, taken, begin, at = [], 0, 0, 0
-    files = [(file, file.stat().st_size) for file in find_files(paths)]
-    total = sum(size for _, size in files)
-    for file, size in files:
+    texts, taken, begin, at, lines_taken = [], 0, 0, 0, 0
+    sizes = [(file, file.stat().st_size) for file in files]
+    total = sum(size for _, size in sizes)
+    for file, size in sizes:
         with file.open("rb") as stream:
             while at < begin + size:
-                stream.seek(at - begin)
                 if file.suffix == ".jsonl":
+                    # The rest of a line is left out, which is its end alone where the place is a line's beginning.
+                    stream.seek(max(0, at - begin - 1))
                     if at > begin:
-                        stream.readline()  # the rest of a line
+                        stream.readline()
                     lines = stream.readlines(_STRETCH)
                     size_here = sum(map(len, lines))
-                    texts += [text for line in lines if (text := _text_in(line))]
+                    found = [text for line in lines if (text := _text_in(line))]
+                    lines_taken += len(found)
+                    texts += found
                 else:
+                    stream.seek(at - begin)
                     data = stream.read(_STRETCH)
                     size_here = len(data)
                     texts.append(data.decode("utf-8-sig", "ignore"))
@@ -166,7 +182,9 @@ def sampled(paths: Sequence[Path], most: int) -> tuple[list[str], float]:
         begin += size
     if not any(texts):
         raise BadData("The data holds no text.")
-    return texts, min(1.0, taken / total)
+    share = min(1.0, taken / total)
+    wholes = sum(file.suffix != ".jsonl" for file in files)
+    return Sample(texts, share, wholes + round(lines_taken / share))
 
 
 def _text_in(line: bytes) -> str | None:

@@ -8,6 +8,7 @@ knows a device or a clock.
 from dataclasses import dataclass
 
 from gpt2.config import GPT2Config
+from gpt2.training.words import counted, figure
 
 FORMULA = "6 N + 12 L T C"
 
@@ -37,8 +38,9 @@ def flops_per_token(config: GPT2Config, window: int) -> int:
 def explain(config: GPT2Config, window: int) -> str:
     """The formula with its numbers, for people: what a token costs, and by which count."""
     return (
-        f"{flops_per_token(config, window) / 1e9:,.3g} GFLOP a token by {FORMULA}: N = {counted_parameters(config):,} "
-        f"(all parameters but the positions), L = {config.n_layer}, T = {window:,}, C = {config.n_embd:,}"
+        f"{figure(flops_per_token(config, window) / 1e9)} GFLOP a token by {FORMULA}: N = "
+        f"{counted_parameters(config):,} (parameters without positions), L = {counted(config.n_layer, 'block')}, "
+        f"T = {counted(window, 'token')}, C = width {config.n_embd:,}"
     )
 
 

@@ -10,81 +10,32 @@ Under torchrun every process walks through the same code; the first alone report
 
 import dataclasses
 import math
-import traceback
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from gpt2.checkpoint import LanguageModel
-from gpt2.errors import BadData, Error, Unavailable
+from gpt2.errors import BadData, Error
 from gpt2.memory import no_room
-from gpt2.training import begin
+from gpt2.training import begin, failures
 from gpt2.training.begin import Beginning
-from gpt2.training.compiling import first_line, is_of_compiler
+from gpt2.training.changes import check_data, check_steps, check_unchanged
 from gpt2.training.evaluate import Evaluation
 from gpt2.training.memory import explained
 from gpt2.training.meter import Meter
 from gpt2.training.opening import opening
 from gpt2.training.options import TrainingOptions
-from gpt2.training.plot import draw_losses
-from gpt2.training.ranks import Ranks, started
-from gpt2.training.run import RunFolder
+from gpt2.training.plot import draw_losses, title
+from gpt2.training.ranks import Ranks, is_of_others, started
+from gpt2.training.reporter import Reporter, Result, Sample, Silent
+from gpt2.training.run import RunFolder, last_losses, rounded
 from gpt2.training.signals import stop_requests
 from gpt2.training.step import Step
 from gpt2.training.trackers import Trackers
 from gpt2.training.validation import is_due
 from gpt2.training.work import Scoring, Work
-
-
-class Reporter(Protocol):
-    """What a run says while it goes on.
-
-    facts of a step, each only where it is known: flops_per_second, mfu (a share), memory (bytes), seconds_left,
-    learning_rate, gradient_norm. tokens_per_second is of all processes together. What a subclass does not define says
-    nothing.
-    """
-
-    def note(self, text: str) -> None:
-        return
-
-    def start(self, step: int, steps: int) -> None:
-        return
-
-    def step(self, step: int, loss: float, tokens_per_second: float, facts: Mapping[str, float]) -> None:
-        return
-
-    def evaluation(self, step: int, evaluation: Evaluation) -> None:
-        return
-
-    def sample(self, step: int, text: str) -> None:
-        return
-
-
-class Silent(Reporter):
-    """A reporter that says nothing: that of every process but the first."""
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What a run came to: its last step, the last batch's loss and the last validation (None: there was none; of a
-    run that was resumed, also those from before), and the run folder. is_first: whether this process reports;
-    first_step: steps that were done before; best: the checkpoint with the lowest validation loss (None: there is none).
-    """
-
-    step: int
-    train_loss: float | None
-    validation: Evaluation | None
-    path: Path
-    interrupted: bool
-    is_first: bool = True
-    first_step: int = 0
-    best: Path | None = None
-
-
-Sample = Callable[[LanguageModel], str]
 
 
 def train(
@@ -99,7 +50,9 @@ def train(
 
     `sample` writes a text with a model; None: no samples. work: what is learnt, if not text (`training/work.py`).
     Ctrl-C, SIGTERM and a closed terminal end the run after a checkpoint. Raises BadData, BadOption, Busy or Unavailable
-    before anything is trained.
+    before anything is trained. Later it raises BadData for data that went away, Unavailable for a compiler that failed
+    (on one process both save first what was learnt), BadOption for memory that ran out, Error for a loss that is not
+    finite, and for a disk that is full; they say what is saved.
     """
     with started(options.parallel, begin.device_of(options)) as ranks:
         reporter = reporter if ranks.is_first else Silent()
@@ -132,7 +85,7 @@ def resume(
     """
     run, options, data = RunFolder.open(out, work)
     # Before the options are looked at together: a warm-up that does not fit into so few steps is the lesser trouble.
-    begin.check_steps(run, (changes or {}).get("steps", options.steps))
+    check_steps(run, (changes or {}).get("steps", options.steps))
     options = options.changed(changes or {})
     files = [Path(path) for path in data]
     with started(options.parallel, begin.device_of(options)) as ranks:
@@ -143,13 +96,9 @@ def resume(
                 start = begin.anew(options, files, reporter.note, ranks, run.work)
             else:
                 state = run.checkpoints.state()
-                begin.check_unchanged(run, options, state, allow_changes)
+                check_unchanged(run, options, state, allow_changes)
                 start = begin.again(options, files, run, reporter.note, ranks)
-                if start.data.fingerprint != state["data"] and not allow_changes:
-                    raise BadData(
-                        f"The data of {out} has changed since the checkpoint: {', '.join(data)}. Restore it, start "
-                        "anew, or go on with it all the same with --allow-changes."
-                    )
+                check_data(run, data, start.data.fingerprint, state, allow_changes)
             validation = start.data.scoring(start.options)
             going = _Run(start, validation, run, ranks, reporter, sample, resumed=True)
             ranks.barrier()  # all have read the folder as it was
@@ -200,22 +149,20 @@ class _Run:
         config, device = self.network.config, self.network.device
         meter = Meter(config, self.window, tokens, device, dtype=options.dtype, ranks=ranks.size)
         metrics = folder.metrics()
-        loss, validation = _last_losses(metrics)
+        loss, validation = last_losses(metrics)
         step, lost = self.first_step, None
-        for said in opening(self.start, batches, folder.path, folder.command):
+        # Of these weights: a kill may have come between a checkpoint and its evaluation.
+        done = sum(line["step"] == step and "validation_loss" in line for line in metrics)
+        was_stale = self._is_stale(step) and done >= len(self.validation.due(step, False))
+        scored = bool(self.validation.due(options.steps, True))
+        for said in opening(self.start, batches, folder.path, folder.command, meter.describe(), scored, was_stale):
             reporter.note(said)
-        if step < options.steps and (described := meter.describe()):
-            reporter.note(described)
-        if step < options.steps and options.compile:
-            reporter.note("compiling first, which may take minutes (--no-compile begins at once, and is slower)")
         reporter.start(step, options.steps)
         with (
             self._trackers() as trackers,
             stop_requests() as stop,
             explained(options, device, self.tokenizer.vocab_size, self.window, f" Change it {folder.again}.", ranks),
         ):
-            # A kill may have come between a checkpoint and the evaluation of its weights.
-            done = sum(line["step"] == step and "validation_loss" in line for line in metrics)
             validation = self._evaluate(step, trackers, done) or validation
             meter.start(step, options.steps)
             while step < options.steps and not self._is_stale(step):
@@ -223,25 +170,23 @@ class _Run:
                     batch = batches.rows(step, self.step.rows)
                 except BadData as error:
                     lost = error  # of this process alone, it may be; what was learnt is saved by all
-                if self._all_stop(stop.is_set() or lost is not None):
-                    break
                 # Compiling takes minutes, and there is nothing to save yet. (The others of many would wait in vain.)
-                stop.at_once = options.compile and step == self.first_step and ranks.size == 1
+                compiles = options.compile and step == self.first_step and ranks.size == 1
                 try:
-                    result = self.step(step, *batch)
+                    with stop.at_once(compiles):
+                        if self._all_stop(stop.is_set() or lost is not None):
+                            break
+                        result = self.step(step, *batch)
                 except KeyboardInterrupt:
-                    if not stop.at_once:
+                    if not compiles:
                         raise
                     break
                 except Exception as error:
-                    self._failed(error, stop.is_set())
+                    self._failed(error, step, stop.is_set())
                     break
-                finally:
-                    stop.at_once = False
                 if not result.finite:
-                    raise self._diverged(
-                        step, f"the loss is {result.loss} and the gradient's norm {result.norm}", step + 1
-                    )
+                    what = f"the loss is {result.loss} and the gradient's norm {result.norm}"
+                    raise failures.diverged(folder, step, what, step + 1)
                 step += 1
                 loss, last = result.loss, step == options.steps
                 facts = meter.step(step)
@@ -249,7 +194,7 @@ class _Run:
                 self.seconds += tokens / facts["tokens_per_second"]
                 reporter.step(step, loss, facts["tokens_per_second"], facts)
                 line = {"step": step, "train_loss": loss, "tokens": step * tokens, "seconds": round(self.seconds, 3)}
-                self._log(trackers, line | _rounded(facts) | ({"skipped": 1} if result.skipped else {}))
+                self._log(trackers, line | rounded(facts) | ({"skipped": 1} if result.skipped else {}))
                 if result.skipped:
                     reporter.note(f"step {step}: skipped, a spike: loss {loss:.3f}, gradient norm {result.norm:.3g}")
                 with meter.paused():
@@ -264,14 +209,14 @@ class _Run:
             stale = step < options.steps and self._is_stale(step)
             if stale:
                 # What decided that has been scored; the end scores all.
-                scored = max(1, done if step == self.first_step else 1)
-                validation = self._evaluate(step, trackers, scored, last=True) or validation
+                before = max(1, done if step == self.first_step else 1)
+                validation = self._evaluate(step, trackers, before, last=True) or validation
             if unreadable := ranks.heard(None if lost is None else str(lost)):
-                raise self._lost(unreadable)
+                raise failures.lost(folder, self.saved, unreadable)
         if ranks.is_first:
-            with folder.checkpoints.writing("loss.png"):
-                draw_losses(folder.metrics(), folder.path / "loss.png", reporter.note, self._title())
-        if stale:
+            name = title(folder.path.resolve().name, config, options, self.window)
+            draw_losses(folder.metrics(), folder.path / "loss.png", reporter.note, name)
+        if stale and not was_stale:
             reporter.note(f"step {step}: stopped, no better validation since step {self.best_step} (patience)")
         interrupted = step < options.steps and not stale
         best = folder.checkpoints.pointed("best") if ranks.is_first else None
@@ -288,59 +233,28 @@ class _Run:
         """Whether any process has to stop: a signal reaches them at different steps."""
         return bool(self.ranks.total(torch.tensor(float(stop), device=self.network.device)))
 
-    def _failed(self, error: Exception, stop: bool) -> None:
-        """Raises what a step raised, in words where it is a compiler's. Returns where that died of a signal that asked
-        this run to stop, as all programs of a terminal are: the weights are still those of the last step."""
-        compilers = self.options.compile and is_of_compiler(error) and not no_room(error)
-        if stop and self.ranks.size > 1 and isinstance(error, RuntimeError):
-            # The others wait for this process in the middle of a step, or have gone.
-            saved = f"step {self.saved} is saved" if self.saved else "no step is saved yet"
-            self.reporter.note(f"stopped in the middle of a step; {saved}; go on with: {self.folder.command}")
-            raise KeyboardInterrupt from error
-        if not compilers:
+    def _failed(self, error: Exception, step: int, stop: bool) -> None:
+        """Raises what a step raised, in words where it is a compiler's; on one process what was learnt is saved first.
+
+        Returns where a compiler died of a signal that asked this run to stop, as all programs of a terminal do: the
+        weights are still those of `step`.
+        """
+        alone = self.ranks.size == 1
+        compilers = self.options.compile and failures.is_of_compiler(error)
+        if no_room(error) or not (compilers or (stop and not alone and is_of_others(error))):
             raise error
-        if not stop:
-            said = "".join(traceback.format_exception(error))
-            file = self.folder.write_compiler(said) if self.ranks.is_first else self.folder.path
-            raise Unavailable(
-                f"torch.compile failed ({first_line(error)}); all that it said is in {file}. Without it, slower and to "
-                f"the same end: `{self.folder.command} --no-compile`."
-            ) from error
-
-    def _diverged(self, weights: int, what: str, at: int) -> Error:
-        """what: figures that are not finite, of the weights after so many steps, seen at step `at`. A checkpoint of
-        these weights is none to go on from."""
-        latest, older = self.folder.checkpoints.pointed(), self.folder.checkpoints.before(weights)
-        lower = f"lower learning_rate {self.folder.again}"
-        if latest is None:
-            advice = f"No checkpoint was written yet; {lower}"
-        elif latest == older:
-            advice = f"The checkpoint {latest.name} is whole; {lower}"
-        elif older is not None:
-            pointer = self.folder.path / "latest"
-            advice = f"The checkpoint {latest.name} has the same weights: write {older.name} into {pointer}, {lower}"
-        else:
-            advice = (
-                f"The checkpoint {latest.name} has the same weights, and there is none before it: start anew with a "
-                "lower learning_rate"
-            )
-        return Error(f"At step {at} {what}. {advice}.")
-
-    def _lost(self, what: str) -> BadData:
-        """The error for data that went away, or was damaged, in mid-run."""
-        saved = f"Step {self.saved} is saved" if self.saved else "No step is saved yet"
-        return BadData(
-            f"{what} {saved}; restore the file and {'go on' if self.saved else 'begin again'} with "
-            f"`{self.folder.command}`."
-        )
-
-    def _title(self) -> str:
-        """What tells the pictures of two runs apart: the folder's name, and how it learns."""
-        options, config = self.options, self.network.config
-        return (
-            f"{self.folder.path.resolve().name}: {config.n_layer} x {config.n_embd}, {options.optimizer}, "
-            f"{options.schedule}, rate {options.learning_rate:g}, {options.batch_size} x {self.window:,} tokens a step"
-        )
+        if stop and alone:
+            return
+        if stop:
+            # The others wait for this process in the middle of a step, or have gone.
+            self.reporter.note(failures.stopped_in_step(self.folder, self.saved))
+            raise KeyboardInterrupt from error
+        if alone and self.saved < step:
+            try:
+                self._save(step)
+            except Error as unsaved:
+                self.reporter.note(str(unsaved))
+        raise failures.compiler_failed(self.folder, self.saved, error, self.ranks.rank) from error
 
     def _trackers(self) -> Trackers:
         return Trackers(
@@ -368,9 +282,9 @@ class _Run:
                 # Several processes cannot: the others do not know.
                 if self.saved < step and self.ranks.size == 1:
                     self._save(step)
-                raise self._lost(str(error)) from None
+                raise failures.lost(self.folder, self.saved, str(error)) from None
             if not math.isfinite(scored.nats):
-                raise self._diverged(step, f"the validation loss is {scored.nats}", step)
+                raise failures.diverged(self.folder, step, f"the validation loss is {scored.nats}", step)
             first = number == 0
             better = first and self.ranks.agreed(self.best is None or scored.nats_per_token < self.best)
             if better:
@@ -417,20 +331,3 @@ class _Run:
         self.folder.write_sample(step, text)
         self.reporter.sample(step, text)
         trackers.text(step, text)
-
-
-def _rounded(facts: Mapping[str, float]) -> dict[str, float]:
-    """Facts as they are written down: six digits are more than any of them is good for."""
-    return {name: float(f"{value:.6g}") for name, value in facts.items() if name != "seconds_left"}
-
-
-def _last_losses(metrics: Sequence[dict[str, Any]]) -> tuple[float | None, Evaluation | None]:
-    """The training loss and the validation that were written down last."""
-    loss = next((line["train_loss"] for line in reversed(metrics) if "train_loss" in line), None)
-    last = next((line for line in reversed(metrics) if "validation_loss" in line), None)
-    if last is None:
-        return loss, None
-    nats = last["validation_loss"] * last["validation_tokens"]
-    return loss, Evaluation(
-        nats, last["validation_tokens"], round(nats / math.log(2) / last["validation_bits_per_byte"])
-    )

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from gpt2.config import GPT2Config
 from gpt2.training import devices
-from gpt2.training.flops import FORMULA, flops_per_token
+from gpt2.training.flops import explain, flops_per_token
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +36,7 @@ class Meter:
     ) -> None:
         self._tokens = tokens_per_step
         self._device, self._ranks, self._clock = device, ranks, clock
-        self._flops = flops_per_token(config, window)
+        self._flops, self._formula = flops_per_token(config, window), explain(config, window)
         known = devices.find(device_name(device)) if device.type == "cuda" else None
         # What float32 reaches on a GPU depends on whether TF32 is allowed: no share is told then.
         self._peak = known.peak * ranks if known and dtype == "bfloat16" else None
@@ -44,14 +44,12 @@ class Meter:
         self._steps = self._counted = 0
         self._last = self._begun = 0.0
 
-    def describe(self) -> str | None:
-        """One line for who is told a share of the peak: what is counted, and of which peak. None where it is not known,
-        and no share is told."""
+    def describe(self) -> str:
+        """One line: by which formula FLOPs are counted, and of which peak a share is told, if one is."""
         if self._peak is None:
-            return None
-        formula = f"{self._flops / 1e9:,.3g} GFLOP a token by {FORMULA}"
+            return f"{self._formula}; peak not known"
         many = f" x {self._ranks}" if self._ranks > 1 else ""
-        return f"{formula}; peak {self._peak / self._ranks / 1e12:,.4g} TFLOP/s{many} ({self._source})"
+        return f"{self._formula}; peak {self._peak / self._ranks / 1e12:,.4g} TFLOP/s{many} ({self._source})"
 
     def start(self, step: int, steps: int) -> None:
         """The run stands after `step` steps of `steps`, and its next one begins now."""

@@ -61,6 +61,8 @@ class Optimizer:
 
     def step(self, learning_rate: float) -> None:
         """Moves the parameters by their gradients, and forgets the gradients. Every process calls it."""
+        # Nothing in here is compiled: the loop relies on it that a compiler fails before any weight has moved, and
+        # saves the weights then.
         for part in self._parts:
             for group in part.param_groups:
                 group["lr"] = learning_rate * (self._adamw_share if part is self._adamw else 1.0)

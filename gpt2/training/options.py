@@ -231,23 +231,30 @@ def chosen_options(recipe: str | None, given: Mapping[str, Any]) -> TrainingOpti
 def over_recipe(recipe: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """A recipe's values, and over them those that were typed (`laid_over`).
 
-    A warm-up that the recipe sets, and nobody typed, is at most a tenth of the steps that were typed: it belongs to a
-    longer run. That is told (Notice), and the resolved recipe has the shorter one.
+    A warm-up that the recipe sets, and nobody typed, belongs to a run of the recipe's length (`shorter_warmup`). The
+    resolved recipe has the shorter one.
     """
     values = laid_over(recipe, given)
-    steps, warmup = given.get("steps"), values.get("warmup_steps")
-    if "warmup_steps" in given or not isinstance(steps, int) or not isinstance(warmup, int):
-        return values
-    most = max(0, steps) // 10
-    if warmup > most:
-        warnings.warn(
-            f"the recipe's warm-up of {warmup:,} steps is long for a run of {steps:,}: it is {most:,} here "
-            "(--warmup-steps sets another)",
-            Notice,
-            stacklevel=2,
-        )
-        values["warmup_steps"] = most
+    steps, warmup, own = given.get("steps"), values.get("warmup_steps"), recipe.get("steps", _DEFAULTS["steps"])
+    if "warmup_steps" not in given and isinstance(steps, int) and isinstance(warmup, int) and isinstance(own, int):
+        values["warmup_steps"] = shorter_warmup(warmup, own, steps, " (--warmup-steps sets another)")
     return values
+
+
+def shorter_warmup(warmup: int, own: int, steps: int, hint: str = "") -> int:
+    """The warm-up that a run of `own` steps has, for a run of `steps`: at most a tenth of those if they are fewer.
+
+    A shorter one is told (Notice), and `hint` after it.
+    """
+    most = max(0, steps) // 10
+    if steps >= own or warmup <= most:
+        return warmup
+    warnings.warn(
+        f"the recipe's warm-up of {warmup:,} steps is long for a run of {steps:,}: it is {most:,} here{hint}",
+        Notice,
+        stacklevel=3,
+    )
+    return most
 
 
 def laid_over(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
@@ -265,18 +272,6 @@ def laid_over(values: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, 
             rows = sizes["batch_tokens"] // sizes["context"] or sizes["batch_size"]
             merged["micro_batch_size"] = 0 if rows % micro else micro
     return merged
-
-
-def rate_change(then: TrainingOptions, now: TrainingOptions, step: int) -> str | None:
-    """A sentence for a run that goes on at `step` with another learning rate than it would have had; None: the same.
-
-    A cosine, and a decay under way, depend on how many steps there are: whoever changes those changes the rate.
-    """
-    before, after = then.learning_rate_at(step), now.learning_rate_at(step)
-    if math.isclose(before, after, rel_tol=1e-6):
-        return None
-    why = f" ({now.steps:,} steps, and no longer {then.steps:,})" if now.steps != then.steps else ""
-    return f"the learning rate goes on at {after:.3g}, where it would have been {before:.3g}{why}"
 
 
 def _check_value(item: "dataclasses.Field[Any]", value: Any) -> None:

@@ -5,7 +5,9 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from gpt2.config import GPT2Config
 from gpt2.files import write_atomically
+from gpt2.training.options import TrainingOptions
 
 _BLUE, _PALE, _ORANGE = "#1f5a99", "#b9cce3", "#c8501e"
 
@@ -15,24 +17,43 @@ _MOST_POINTS = 1500
 # Fewer steps have no moving mean.
 _FEW_STEPS = 100
 
+# Longer names of folders do not fit above the picture with what stands beside them.
+_LONGEST_NAME = 40
+
 
 def draw_losses(metrics: Sequence[dict[str, Any]], path: Path, note: Callable[[str], None], title: str = "") -> None:
     """Draws training and validation loss in nats per token against steps into a PNG file, from a run's metrics.
 
-    title: which run it is. Says so (`note`) where there is no matplotlib: a run must not fail for want of a picture.
+    title: which run it is. Whatever is in the way is told (`note`): a run must not fail for want of a picture.
     """
     try:
-        # The Figure class alone: pyplot would look for a display and keep a global state.
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import FuncFormatter, MaxNLocator
+        if picture := _picture(metrics, title):
+            write_atomically(path, picture)
     except ImportError:
         note(f"{path} was left out: matplotlib is not installed here.")
-        return
+    except Exception as error:
+        note(f"{path} was left out: {str(error) or type(error).__name__}")
 
+
+def title(name: str, config: GPT2Config, options: TrainingOptions, window: int) -> str:
+    """What tells the pictures of two runs apart: the folder's name, and how it learns. window: tokens in a row."""
+    name = name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
+    return (
+        f"{name}: {config.n_layer} x {config.n_embd}, {options.optimizer}, {options.schedule}, "
+        f"rate {options.learning_rate:g}, {options.batch_size} x {window:,} tokens a step"
+    )
+
+
+def _picture(metrics: Sequence[dict[str, Any]], title: str) -> bytes | None:
+    """The picture; None where no step was made."""
     training = [(line["step"], line["train_loss"]) for line in metrics if "train_loss" in line]
     measured = [line for line in metrics if "validation_loss" in line]
     if not training:
-        return
+        return None
+    # The Figure class alone: pyplot would look for a display and keep a global state.
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.add_subplot()
     smooth = _draw_training(axes, training)
@@ -41,7 +62,8 @@ def draw_losses(metrics: Sequence[dict[str, Any]], path: Path, note: Callable[[s
     else:
         axes.annotate(f" {smooth[-1][1]:.3f}", smooth[-1], va="center", color=_BLUE, annotation_clip=False)
     axes.set_ylim(_limits(training, smooth, [(line["step"], line["validation_loss"]) for line in measured]))
-    axes.set_title(title, loc="left", fontsize="medium")
+    # A folder may be called `$5`, which is no formula.
+    axes.set_title(title, loc="left", fontsize="medium").set_parse_math(False)
     # A little room behind the last step, where markers stand; a run of one step needs a width.
     axes.set_xlim(0, 1.015 * training[-1][0])
     axes.set_xlabel(f"step{_tokens(metrics)}")
@@ -55,15 +77,15 @@ def draw_losses(metrics: Sequence[dict[str, Any]], path: Path, note: Callable[[s
     figure.legend(loc="outside lower center", ncols=4, frameon=False, columnspacing=1.2, handlelength=1.5)
     picture = BytesIO()
     figure.savefig(picture, format="png", dpi=120)
-    write_atomically(path, picture.getvalue())
+    return picture.getvalue()
 
 
 def _draw_training(axes: Any, training: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
     """The training losses, pale, and their moving mean, which is returned. Of few steps the losses alone: a mean of two
     or three would be drawn over what it is made of."""
     if len(training) < _FEW_STEPS:
-        marker = {"marker": "o", "markersize": 3}
-        axes.plot(*zip(*training, strict=True), color=_BLUE, linewidth=1.5, label="training, each batch", **marker)
+        label = "training, each batch"
+        axes.plot(*zip(*training, strict=True), color=_BLUE, linewidth=1.5, label=label, marker="o", markersize=3)
         return list(training)
     if len(training) <= _MOST_POINTS:
         axes.plot(*zip(*training, strict=True), color=_PALE, linewidth=1, label="training, each batch")
@@ -86,8 +108,8 @@ def _draw_validation(axes: Any, measured: Sequence[dict[str, Any]]) -> None:
     same = [line for line in measured if line["validation_tokens"] == measured[0]["validation_tokens"]]
     points = [(line["step"], line["validation_loss"]) for line in same]
     # Dots say where it was measured; where they would touch, the line says enough.
-    marker = {"marker": "o", "markersize": 4} if len(points) <= 60 else {}
-    axes.plot(*zip(*points, strict=True), color=_ORANGE, linewidth=2, label="validation", clip_on=True, **marker)
+    marker = "o" if len(points) <= 60 else None
+    axes.plot(*zip(*points, strict=True), color=_ORANGE, linewidth=2, label="validation", marker=marker, markersize=4)
     last = measured[-1]
     if last is not same[-1]:
         label = f"validation, all {last['validation_tokens']:,} tokens"

@@ -8,7 +8,6 @@ sharded optimiser writes nobody else has to.
 import math
 import os
 import time
-import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -22,10 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from gpt2.errors import BadOption, Error, Notice, Unavailable
+from gpt2.errors import BadOption, Error, Unavailable
 from gpt2.memory import total_memory
 from gpt2.model import GPT2, Block
 from gpt2.training.loss import Loss, block_pass
+from gpt2.training.processes import first_alone_notices, how_many
 
 Decision = TypeVar("Decision", bool, int, float, str, tuple[float, ...])
 
@@ -250,7 +250,7 @@ def started(parallel: str, device: torch.device) -> Iterator[Ranks]:
     parallel: "auto", "ddp" or "fsdp". Raises BadOption or Unavailable for a device that they cannot share.
     """
     environment = os.environ
-    if int(environment.get("WORLD_SIZE", "1")) == 1:
+    if how_many() == 1:
         yield Ranks()
         return
     missing = [name for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT") if name not in environment]
@@ -262,7 +262,7 @@ def started(parallel: str, device: torch.device) -> Iterator[Ranks]:
     local = int(environment["LOCAL_RANK"])
     ranks = Ranks(
         rank=int(environment["RANK"]),
-        size=int(environment["WORLD_SIZE"]),
+        size=how_many(),
         local_rank=local,
         local_size=int(environment.get("LOCAL_WORLD_SIZE", "1")),
         kind=parallel,
@@ -274,14 +274,11 @@ def started(parallel: str, device: torch.device) -> Iterator[Ranks]:
     else:
         dist.init_process_group("gloo", timeout=_PATIENCE)
     try:
-        with warnings.catch_warnings():
-            if not ranks.is_first:
-                # All read the same data, and the first says what it notices.
-                warnings.simplefilter("ignore", Notice)
+        with first_alone_notices():
             yield ranks
     except RuntimeError as error:
-        said = str(error).splitlines()[0] if str(error) else ""
-        if isinstance(error, dist.DistError) or "gloo" in said:
+        if is_of_others(error):
+            said = str(error).splitlines()[0] if str(error) else ""
             if "timed out" in said.lower() or "timeout" in said.lower():
                 why = f"they had not come after {_PATIENCE.total_seconds():,.0f} seconds, and may hang"
             else:
@@ -294,9 +291,10 @@ def started(parallel: str, device: torch.device) -> Iterator[Ranks]:
     dist.destroy_process_group()
 
 
-def is_first_of_all() -> bool:
-    """Whether this process is the first of its run, or the only one, before `started` has made them one."""
-    return int(os.environ.get("WORLD_SIZE", "1")) == 1 or os.environ.get("RANK") == "0"
+def is_of_others(error: BaseException) -> bool:
+    """Whether an error says that another process has gone, or does not answer."""
+    said = str(error).lower()
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and ("gloo" in said or "nccl" in said))
 
 
 def _let_go() -> None:
@@ -315,31 +313,6 @@ def _let_go() -> None:
         time.sleep(0.001)
     # There are several threads, and an earlier tensor may be another one's.
     time.sleep(0.1)
-
-
-def told_by_first(message: str) -> bool:
-    """Whether the first process has ended with a message of its own, so that this one may be quiet about `message`.
-
-    What is wrong with options, data or a folder all of them see, or wait for the first that does. Under torchrun alone:
-    its store outlives the processes. The first itself gets False, and so does one whose trouble is its own.
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or "TORCHELASTIC_RUN_ID" not in os.environ:
-        return False
-    from torch.distributed.rendezvous import rendezvous
-
-    try:
-        store = next(rendezvous("env://", timeout=_A_MOMENT))[0]
-        rank = int(os.environ["RANK"])
-        if rank == 0:
-            store.set(_ENDED, message)
-        else:
-            store.wait([_ENDED], _A_MOMENT)
-    except (RuntimeError, ValueError, KeyError):
-        return False
-    return bool(rank)
-
-
-_ENDED, _A_MOMENT = "gpt2/ended", timedelta(seconds=5)
 
 
 def _check_device(device: torch.device, local_rank: int) -> None:

@@ -5,7 +5,7 @@
       metrics.jsonl           a line per step that was measured
       samples/step-000500.txt
       loss.png
-      compiler.txt            what torch.compile said when it failed
+      compiler.txt            what torch.compile said when it failed; of the second process, compiler-1.txt
       lock                    held while a process writes here
       latest, best, checkpoints/    see checkpoints.py
 
@@ -13,12 +13,13 @@ It knows nothing of how a step is made.
 """
 
 import json
+import math
 import os
 import platform
 import secrets
 import tempfile
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from gpt2.files import is_temporary, remove_temporary, write_atomically
 from gpt2.model import GPT2
 from gpt2.tokenizer import Tokenizer
 from gpt2.training.checkpoints import Checkpoints, reason
+from gpt2.training.evaluate import Evaluation
 from gpt2.training.optimizer import Optimizer
 from gpt2.training.options import TrainingOptions, read_recipe
 from gpt2.training.ranks import Ranks
@@ -201,11 +203,12 @@ class RunFolder:
         with self._writing("A sample"):
             write_atomically(self.path / "samples" / f"step-{step:06d}.txt", text.encode())
 
-    def write_compiler(self, text: str) -> Path:
-        """Keeps what a compiler said, which may be thousands of lines, and returns where."""
-        with self._writing("compiler.txt"):
-            write_atomically(self.path / "compiler.txt", text.encode(errors="backslashreplace"))
-        return self.path / "compiler.txt"
+    def write_compiler(self, text: str, rank: int) -> Path:
+        """Keeps what a compiler said to a process, and returns where. Raises Error."""
+        path = self.path / f"compiler{f'-{rank}' * (rank > 0)}.txt"
+        with self._writing(path.name):
+            write_atomically(path, text.encode(errors="backslashreplace"))
+        return path
 
     # Checkpoints
 
@@ -247,4 +250,22 @@ class RunFolder:
 
 def _is_nothing(file: Path) -> bool:
     """Whether a file in a folder is what a run leaves that ended before its first step."""
-    return file.name in ("lock", "recipe.toml", "compiler.txt", "tensorboard", "tracking") or is_temporary(file)
+    left = file.name in ("lock", "recipe.toml", "tensorboard", "tracking")
+    return left or file.match("compiler*.txt") or is_temporary(file)
+
+
+def rounded(facts: Mapping[str, float]) -> dict[str, float]:
+    """A step's facts as they are written down: six digits are more than any of them is good for."""
+    return {name: float(f"{value:.6g}") for name, value in facts.items() if name != "seconds_left"}
+
+
+def last_losses(metrics: Sequence[dict[str, Any]]) -> tuple[float | None, Evaluation | None]:
+    """The training loss and the validation that were written down last."""
+    loss = next((line["train_loss"] for line in reversed(metrics) if "train_loss" in line), None)
+    last = next((line for line in reversed(metrics) if "validation_loss" in line), None)
+    if last is None:
+        return loss, None
+    nats = last["validation_loss"] * last["validation_tokens"]
+    return loss, Evaluation(
+        nats, last["validation_tokens"], round(nats / math.log(2) / last["validation_bits_per_byte"])
+    )

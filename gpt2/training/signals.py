@@ -8,9 +8,21 @@ from types import FrameType
 
 
 class StopRequest(threading.Event):
-    """at_once: whether the first signal raises KeyboardInterrupt, too, because nothing would be lost."""
+    """Set by a signal that asks to stop."""
 
-    at_once = False
+    _raises = False
+
+    @contextmanager
+    def at_once(self, wanted: bool) -> Iterator[None]:
+        """Within this, if that is wanted because nothing would be lost, the first signal raises KeyboardInterrupt, too.
+
+        Catch it outside: it may come in the last moment of this.
+        """
+        self._raises = wanted
+        try:
+            yield
+        finally:
+            self._raises = False
 
 
 @contextmanager
@@ -29,7 +41,7 @@ def stop_requests() -> Iterator[StopRequest]:
         event.set()
         for each, handler in before.items():
             signal.signal(each, handler)
-        if event.at_once:
+        if event._raises:
             raise KeyboardInterrupt
 
     for number in before:

@@ -61,6 +61,7 @@ def test_a_translation_from_rows_to_a_whole_model(gpt2, model_path, rows, tmp_pa
     answer = gpt2("finetune", "--resume", run, "--steps", "8")
     assert answer.code == 0, answer.err
     assert "Done. The best checkpoint:" in answer.out
+    assert gpt2("finetune", "--resume", run).out.startswith("Nothing was left to do. The best checkpoint: ")
     assert f"gpt2 finetune --resume {run}" in gpt2("train", "--resume", run).err
 
 

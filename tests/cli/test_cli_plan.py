@@ -1,18 +1,20 @@
 """`gpt2 plan`: numbers with stable names, tables for people, and progress lines of `gpt2 train`."""
 
 import io
+import json
+import re
 
 import pytest
 from rich.console import Console
 from rich.text import Text
 
-from gpt2.cli.plan import count
+from gpt2.cli.plan import in_words
 from gpt2.cli.progress import Progress, describe, duration
 from gpt2.shards import open_shards
 from gpt2.training import TrainingOptions, read_recipe
 from gpt2.training.data import open_data
 from gpt2.training.evaluate import Evaluation
-from tests.helpers import byte_tokenizer
+from tests.helpers import byte_tokenizer, tiny_model
 from tests.runs import TEXT
 from tests.unit.test_training_data import LINES, corpus
 
@@ -108,7 +110,49 @@ def test_of_much_text_a_sample_is_tokenised(gpt2, tmp_path, monkeypatch, vocab_s
     assert guessed["data_tokens"] == pytest.approx(whole["data_tokens"], rel=0.05)
     assert guessed["shape"]["vocab_size"] == whole["shape"]["vocab_size"] == (vocab_size or 50257)
     said = gpt2("plan", tmp_path / "text.txt", *TINY, *size, "--no-probe").out
-    assert "times the data (about " in said
+    assert re.search(
+        r"it reads (the data once|the data [\d.,]+ times|[\d.]+ % of the data) \(about ", " ".join(said.split())
+    )
+
+
+def test_short_documents_are_counted_with_their_ends(gpt2, tmp_path, monkeypatch):
+    lines = "".join(json.dumps({"text": f"{number % 89} and {number % 31}"}) + "\n" for number in range(8000))
+    (tmp_path / "text.jsonl").write_text(lines)
+    words = ("plan", tmp_path / "text.jsonl", *TINY, "--vocab-size", "0", "--no-probe", "--json")
+    whole = gpt2(*words).json
+    monkeypatch.setattr("gpt2.cli.plan._SAMPLE", 100_000)
+    guessed = gpt2(*words).json
+    assert (whole["data_tokens_counted"], guessed["data_tokens_counted"]) == (True, False)
+    assert guessed["data_tokens"] == pytest.approx(whole["data_tokens"], rel=0.03)
+
+
+def test_a_sample_that_is_too_uniform_for_its_vocabulary_is_counted_by_gpt2s(gpt2, tmp_path, monkeypatch):
+    monkeypatch.setattr("gpt2.cli.plan._SAMPLE", 10_000)
+    monkeypatch.setattr("gpt2.training.data.open_data", lambda *_: pytest.fail("all of the text was read"))
+    (tmp_path / "text.txt").write_text("la " * 40_000)
+    document = gpt2("plan", tmp_path / "text.txt", *TINY, "--vocab-size", "900", "--no-probe", "--json").json
+    assert document["data_tokens_counted"] is False
+    assert document["shape"]["vocab_size"] == 900
+    assert document["data_tokens"] > 1000
+
+
+@pytest.mark.parametrize("sample", [2_000_000, 1_000])
+def test_what_is_left_out_of_a_folder_is_told_once(gpt2, tmp_path, monkeypatch, sample):
+    monkeypatch.setattr("gpt2.cli.plan._SAMPLE", sample)
+    (tmp_path / "text.txt").write_text(TEXT)
+    (tmp_path / "page.html").write_text("<p>left out")
+    assert gpt2("plan", tmp_path, *TINY, "--no-probe").err.count("left out are 1 .html") == 1
+
+
+def test_a_model_of_another_program_is_read_once(gpt2, tmp_path, monkeypatch):
+    model, asked = tiny_model(), []
+    (tmp_path / "text.txt").write_text(TEXT)
+    (tmp_path / "theirs").mkdir()
+    monkeypatch.setattr("gpt2.checkpoint.load", lambda name, **_: asked.append(name) or model)
+    words = ("--init", f"{tmp_path}/theirs", "--context", "32", "--no-probe", "--json")
+    monkeypatch.setattr("gpt2.checkpoint.locate", lambda name, **_: tmp_path / "theirs")
+    assert gpt2("plan", tmp_path / "text.txt", *words).json["shape"]["vocab_size"] == 257
+    assert len(asked) == 1
 
 
 def test_text_is_counted_by_the_vocabulary_of_the_model_to_begin_with(gpt2, tmp_path, model_path):
@@ -199,7 +243,12 @@ def test_lengths_of_time(seconds, said):
 
 
 def test_large_numbers():
-    assert [count(n) for n in (12, 2_000_000, 314.6e9, 1e12)] == ["12", "2.0 million", "314.6 billion", "1.0 trillion"]
+    assert [in_words(n) for n in (12, 2_000_000, 314.6e9, 1e12)] == [
+        "12",
+        "2.0 million",
+        "314.6 billion",
+        "1.0 trillion",
+    ]
 
 
 FACTS = {"tokens_per_second": 1000.0, "flops_per_second": 2e12, "memory": 3.2e9, "seconds_left": 125.0}
@@ -215,12 +264,14 @@ def test_without_a_terminal_there_is_one_line_an_evaluation():
     with progress:
         progress.start(0, 4)
         for step, speed in ((1, 1000.0), (2, 3000.0)):
-            progress.step(step, 3.5 - step / 10, speed, FACTS | {"tokens_per_second": speed})
+            progress.step(
+                step, 3.5 - step / 10, speed, FACTS | {"tokens_per_second": speed, "flops_per_second": 2e9 * speed}
+            )
         progress.evaluation(2, Evaluation(nats=700.0, tokens=200, text_bytes=800))
     assert out.getvalue() == (
         "step      2  train 3.300  validation 3.500 nats/token, 1.262 bits/byte (200 tokens)  "
         # Equal tokens at 1,000 and 3,000 a second take as long as at 1,500.
-        "1,500 tokens/s  3.2 GB  2 min 05 s left\n"
+        "1,500 tokens/s  3 TFLOP/s  3.2 GB  2 min 05 s left\n"
     )
 
 
@@ -247,7 +298,7 @@ def test_the_share_of_a_line_is_that_of_its_speed():
         for step, speed in ((1, 1000.0), (2, 3000.0)):
             progress.step(step, 3.0, speed, FACTS | {"tokens_per_second": speed, "mfu": speed / 10_000})
         progress.evaluation(2, Evaluation(nats=700.0, tokens=200, text_bytes=800))
-    assert "1,500 tokens/s  15.0% MFU" in out.getvalue()
+    assert "15.0% MFU" in out.getvalue()
 
 
 def test_no_bar_is_left_behind_the_lines():
@@ -280,10 +331,10 @@ def test_a_run_that_never_evaluates_still_says_that_it_lives(monkeypatch):
     assert out.getvalue().startswith("step    301  train 3.000  1,000 tokens/s")
 
 
-def test_a_share_of_a_known_peak_is_told_and_a_rate_without_one_is_not():
-    said = describe(FACTS | {"mfu": 0.412})
-    assert "41.2% MFU" in said
-    assert not any("FLOP" in part for part in [*said, *describe(FACTS)])
+def test_a_rate_is_told_and_a_share_of_a_known_peak_alone():
+    assert describe(FACTS | {"mfu": 0.412})[:3] == ["1,000 tokens/s", "2 TFLOP/s", "41.2% MFU"]
+    assert not any("%" in part for part in describe(FACTS))
+    assert describe(FACTS | {"flops_per_second": 1.23e6})[1] == "0.00000123 TFLOP/s"
     assert describe({}) == []
 
 
@@ -293,5 +344,5 @@ def test_a_terminal_gets_a_bar():
         progress.start(0, 4)
         progress.step(1, 3.0, 1000.0, FACTS)
         progress.note("[not markup]")
-    for part in ("1/4", "loss 3.000", "1,000 tokens/s", "3.2 GB", "2 min 05 s left", "[not markup]"):
+    for part in ("1/4", "loss 3.000", "1,000 tokens/s", "2 TFLOP/s", "3.2 GB", "2 min 05 s left", "[not markup]"):
         assert part in out.getvalue()

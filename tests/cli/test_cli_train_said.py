@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from gpt2.training import Result, read_recipe
+from tests.helpers import byte_tokenizer
 from tests.runs import SHORT, arguments, metrics, write_text
 
 TINY = ["--n-layer", "1", "--n-head", "2", "--n-embd", "16", "--context", "16", "--vocab-size", "270", "--threads", "1"]
@@ -26,7 +27,11 @@ def test_a_short_run_of_a_long_recipe_just_works_and_its_warmup_is_told(gpt2, te
     assert f"note: the recipe's warm-up of {own} steps is long for a run of 20: it is 2 here" in answer.err
     assert read_recipe(str(run / "recipe.toml"))["warmup_steps"] == 2
     assert f"{run}: " in answer.err
-    assert "FLOP" not in answer.err
+    assert answer.err.count(" GFLOP a token by 6 N + 12 L T C: N = ") == 1
+    assert "; peak not known" in answer.err
+    last = [line for line in answer.err.splitlines() if line.startswith("step ")][-1]
+    assert " TFLOP/s" in last
+    assert "%" not in last
     assert metrics(run, without=())[0]["flops_per_second"] > 0
     typed = gpt2(*words[: -len(TINY)], *TINY, "--warmup-steps", "19")
     assert (typed.code, typed.err.count("\n")) == (2, 1)
@@ -38,6 +43,8 @@ def test_under_torchrun_the_first_process_alone_tells_of_the_warmup(gpt2, text, 
     words = ["train", text, "--recipe", "fast", "--steps", "20", "--learning-rate", "inf"]
     assert "note: the recipe's warm-up" in gpt2(*words).err
     monkeypatch.setenv("RANK", "1")
+    assert "note: the recipe's warm-up" in gpt2(*words).err, "there is one process, whatever its number"
+    monkeypatch.setenv("WORLD_SIZE", "2")
     said = gpt2(*words).err
     assert "note:" not in said
     assert "learning_rate is inf" in said
@@ -59,6 +66,8 @@ def test_the_better_checkpoint_is_advised(gpt2, text, monkeypatch, best):
     found = path / "checkpoints" / best if best else None
     result = Result(10, 3.0, None, path, interrupted=False, best=found)
     monkeypatch.setattr("gpt2.training.train", lambda *_: result)
+    monkeypatch.setattr("gpt2.checkpoint.locate", lambda path: path)
+    monkeypatch.setattr("gpt2.tokenizer.read_tokenizer", lambda path: byte_tokenizer())
     said = gpt2("train", text).out
     if best == "step-000004":
         assert said == (

@@ -10,7 +10,8 @@ from filelock import FileLock
 from gpt2 import corpus
 from gpt2.corpus import CorpusOptions
 from gpt2.corpus.filters import FilterOptions
-from gpt2.corpus.folder import settings_of
+from gpt2.corpus.folder import begin, begun, settings_of
+from gpt2.corpus.sources import find
 from gpt2.errors import BadData, BadOption, Busy
 from tests.unit.test_corpus_pipeline import PLAIN, Notes, documents, folder
 
@@ -108,7 +109,22 @@ def test_the_list_of_links_is_part_of_the_settings_and_never_in_memory_whole(fol
     options = CorpusOptions(filters=FilterOptions(links=links))
     first = settings_of([str(folder)], [], options, None)
     links.write_text('{"url": "http://a.org/2", "score": 5}\n')
-    assert settings_of([str(folder)], [], options, None)["source_digest"] != first["source_digest"]
+    now = settings_of([str(folder)], [], options, None)
+    assert {name for name in now if now[name] != first[name]} == {"links_digest"}
+
+
+def test_a_list_of_links_that_has_changed_is_told_as_such(folder, tmp_path):
+    links = tmp_path / "links.jsonl"
+    links.write_text('{"url": "http://a.org/1", "score": 5}\n')
+    options = CorpusOptions(near=False, filters=FilterOptions(links=links))
+    sources = find([str(folder)])
+    settings = settings_of([str(folder)], sources, options, None)
+    begin(tmp_path / "out", settings)
+    assert begun(tmp_path / "out", settings, sources) is None
+    links.write_text('{"url": "http://a.org/2", "score": 5}\n')
+    with pytest.raises(BadOption) as caught:
+        begun(tmp_path / "out", settings_of([str(folder)], sources, options, None), sources)
+    assert f"other settings: what is in {links} (--links) has changed since. Choose" in str(caught.value)
 
 
 def test_a_folder_that_cannot_be_made_is_said(folder, tmp_path):

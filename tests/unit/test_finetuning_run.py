@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 import torch.multiprocessing
 
 from gpt2.checkpoint import load, read_directory, write_directory
-from gpt2.errors import BadOption, ContextOverflow, Error
+from gpt2.errors import BadOption, ContextOverflow, Error, Notice
 from gpt2.finetuning import (
     FinetuneOptions,
     export,
@@ -23,11 +24,11 @@ from gpt2.finetuning import (
 from gpt2.finetuning import run as finetuning_run
 from gpt2.finetuning.examples import open_rows
 from gpt2.finetuning.lora import adapt
-from gpt2.finetuning.run import SCORES, _base_name
+from gpt2.finetuning.run import SCORES, _base_name, _with_epochs
 from gpt2.tasks.template import Template
 from gpt2.training import TrainingOptions, resume
-from gpt2.training.loop import Result
 from gpt2.training.ranks import Ranks, started
+from gpt2.training.reporter import Result
 from gpt2.training.run import RunFolder
 from gpt2.training.step import Step
 from gpt2.training.work import Work
@@ -297,6 +298,15 @@ def test_epochs_are_steps(place, tmp_path):
     outcome = run(place, tmp_path / "run", recorder, FinetuneOptions(template=TEMPLATE, epochs=2, examples=0))
     said = next(note for note in recorder.notes if "examples to train on" in note)
     assert outcome.result.step == round(2 * int(said.split()[0]) / 4)
+
+
+@pytest.mark.parametrize(("epochs", "cut"), [(0.5, True), (4, False)])
+def test_epochs_that_are_fewer_steps_have_a_shorter_warmup_and_that_is_told(place, tmp_path, epochs, cut):
+    options, tuning = options_for(place / "base"), FinetuneOptions(template=TEMPLATE, epochs=epochs)
+    said = "warm-up of 2 steps is long for a run of 5: it is 0 here$"
+    with pytest.warns(Notice, match=said) if cut else nullcontext():
+        changed = _with_epochs(options, tuning, 40)
+    assert (changed.steps, changed.warmup_steps) == ((5, 0) if cut else (40, 2))
 
 
 def test_what_cannot_be(place, tmp_path):

@@ -186,7 +186,8 @@ def test_a_sample_comes_from_all_over_and_is_as_large_as_asked(tmp_path, length)
     lines = [json.dumps({"text": f"{number:06}".ljust(length, "x")}) for number in range(count)]
     (tmp_path / "a.jsonl").write_text("\n".join(lines) + "\n")
     (tmp_path / "b.txt").write_text("y" * 2_000_000)
-    texts, share = sampled([tmp_path], 1_500_000)
+    texts, share, documents = sampled(find_files([tmp_path]), 1_500_000)
+    assert documents == pytest.approx(count + 1, rel=0.15)
     assert 0.1 < share < 0.35
     from_lines = [text for text in texts if "x" in text]
     assert all(len(text) == length for text in from_lines)
@@ -195,3 +196,23 @@ def test_a_sample_comes_from_all_over_and_is_as_large_as_asked(tmp_path, length)
     assert numbers[-1] > 0.7 * count
     found = sum(map(len, texts)) / share
     assert found == pytest.approx(count * length + 2_000_000, rel=0.15)
+
+
+def test_a_sample_begins_with_the_line_that_begins_at_its_place(tmp_path, monkeypatch):
+    lines = [json.dumps({"text": f"{number:04}"}) + "\n" for number in range(8)]
+    assert len(lines[0]) == 17
+    (tmp_path / "a.jsonl").write_text("".join(lines))
+    # A stretch is then three lines, and every second one is read: the next place is the beginning of the seventh line.
+    monkeypatch.setattr("gpt2.training.documents._STRETCH", 34)
+    texts, _, documents = sampled([tmp_path / "a.jsonl"], 68)
+    assert texts == ["0000", "0001", "0002", "0006", "0007"]
+    assert documents == 8
+
+
+def test_files_that_are_called_the_same_are_told_apart(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x.txt").write_text(f"text of {folder}")
+    (tmp_path / "b" / "y.txt").write_text("another")
+    names = [name for name, _ in named_documents([tmp_path])]
+    assert names == [str(tmp_path / "a" / "x.txt"), str(tmp_path / "b" / "x.txt"), "y.txt"]

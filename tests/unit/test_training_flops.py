@@ -150,11 +150,14 @@ def test_a_system_clock_that_jumps_changes_nothing(monkeypatch):
         assert 0 <= facts.get("seconds_left", 0) < 1000
 
 
-def test_a_cpu_gets_no_percentage_and_no_formula():
+def test_a_cpu_gets_a_rate_and_its_formula_and_no_percentage():
     run = meter(Clock())
     run.start(0, 1)
-    assert "mfu" not in run.step(1)
-    assert run.describe() is None
+    facts = run.step(1)
+    assert facts["flops_per_second"] > 0
+    assert "mfu" not in facts
+    assert run.describe() == f"{explain(CONFIG, 64)}; peak not known"
+    assert "%" not in run.describe()
     assert run.step(1)["memory"] == pytest.approx(used_memory(CPU), rel=0.2)
 
 
@@ -181,7 +184,7 @@ def test_utilisation_is_told_of_known_peaks_alone(monkeypatch, name, dtype, shar
         assert "989 TFLOP/s x 2" in run.describe()
         assert "6 N + 12 L T C" in run.describe()
     else:
-        assert run.describe() is None
+        assert run.describe().endswith("; peak not known")
 
 
 def test_memory_in_use_grows_with_what_is_held():

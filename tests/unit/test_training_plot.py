@@ -5,7 +5,8 @@ import math
 import matplotlib.figure
 import pytest
 
-from gpt2.training.plot import draw_losses
+from gpt2.training.options import TrainingOptions
+from gpt2.training.plot import draw_losses, title
 
 
 @pytest.fixture
@@ -126,3 +127,25 @@ def test_one_loss_is_written_whole_on_its_axis(lines):
     lines([{"step": 1, "train_loss": 10.803}])
     axes = lines.figures[-1].axes[0]
     assert axes.yaxis.get_offset_text().get_text() == ""
+
+
+def test_a_name_is_no_formula_and_fits(lines):
+    options = TrainingOptions()
+    config = options.model_config(300)
+    for name, shown in ((r"a$\foo$", r"a$\foo$"), ("x" * 60, "x" * 39 + "…")):
+        lines([{"step": 1, "train_loss": 3.0}], title(name, config, options, 256))
+        written = lines.figures[-1].axes[0].get_title(loc="left")
+        assert written == f"{shown}: 6 x 384, adamw, cosine, rate 0.001, 32 x 256 tokens a step"
+
+
+@pytest.mark.parametrize("broken", ["matplotlib.figure.Figure.savefig", "gpt2.training.plot.write_atomically"])
+def test_what_cannot_be_drawn_or_written_is_a_note(tmp_path, monkeypatch, broken):
+    def fail(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(broken, fail)
+    notes = []
+    draw_losses([{"step": 1, "train_loss": 3.0}], tmp_path / "loss.png", notes.append)
+    assert len(notes) == 1
+    assert notes[0].startswith(f"{tmp_path / 'loss.png'} was left out: ")
+    assert "No space left on device" in notes[0]

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import textwrap
+import warnings
 from datetime import timedelta
 
 import pytest
@@ -10,10 +11,11 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from gpt2.config import GPT2Config
-from gpt2.errors import BadOption
+from gpt2.errors import BadOption, Notice
 from gpt2.model import GPT2
 from gpt2.training.loss import Loss
-from gpt2.training.ranks import Ranks, kind_that_fits, started, told_by_first
+from gpt2.training.processes import first_alone_notices, is_first, told_by_first
+from gpt2.training.ranks import Ranks, is_of_others, kind_that_fits, started
 from tests.runs import Rank, fork, meeting, wait_all
 
 CPU = torch.device("cpu")
@@ -71,6 +73,35 @@ def test_the_first_process_decides_what_auto_means(monkeypatch):
     assert ranks.kind == "fsdp"
 
 
+@pytest.mark.parametrize(
+    ("environment", "first"),
+    [
+        ({}, True),
+        ({"RANK": "1"}, True),
+        ({"WORLD_SIZE": "1", "RANK": "1"}, True),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, True),
+        ({"WORLD_SIZE": "2", "RANK": "1"}, False),
+    ],
+)
+def test_who_is_first_and_notices(monkeypatch, environment, first):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert is_first() == first
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        with first_alone_notices():
+            warnings.warn("look", Notice, stacklevel=1)
+    assert len(heard) == first
+
+
+def test_whose_error_it_is():
+    assert is_of_others(torch.distributed.DistBackendError("x"))
+    assert is_of_others(RuntimeError("[third_party/gloo/pair.cc:534] Connection closed by peer"))
+    assert is_of_others(RuntimeError("NCCL error in: unhandled system error"))
+    assert not is_of_others(RuntimeError("ours"))
+    assert not is_of_others(ValueError("gloo"))
+
+
 def test_who_may_be_quiet_about_what_ends_it(monkeypatch):
     """Under torchrun every process meets the same bad input: the first says it, and the others have heard that."""
     assert not told_by_first("alone")
@@ -81,7 +112,7 @@ def test_who_may_be_quiet_about_what_ends_it(monkeypatch):
     assert not told_by_first("processes that something else started")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
-    monkeypatch.setattr("gpt2.training.ranks._A_MOMENT", timedelta(seconds=0.3))
+    monkeypatch.setattr("gpt2.training.processes._A_MOMENT", timedelta(seconds=0.3))
     assert not told_by_first("this one's own trouble")
     monkeypatch.setenv("RANK", "0")
     assert not told_by_first("there is no such file")

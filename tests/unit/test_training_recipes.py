@@ -8,7 +8,8 @@ from dataclasses import asdict, fields
 import pytest
 
 from gpt2.errors import BadOption, Notice
-from gpt2.training.options import RECIPES, TrainingOptions, chosen_options, rate_change, read_recipe, recipe_names
+from gpt2.training.changes import rate_change
+from gpt2.training.options import RECIPES, TrainingOptions, chosen_options, read_recipe, recipe_names
 
 # Fields in which `fast` may differ from `paper`: how it learns, and for how long.
 HOW_IT_LEARNS = {
@@ -167,6 +168,17 @@ def test_a_recipes_warmup_stays_where_it_is_a_tenth_or_less(recipe):
     own = read_recipe(recipe)["warmup_steps"]
     assert chosen_options(recipe, {"steps": 10 * own}).warmup_steps == own
     assert chosen_options(recipe, {}).warmup_steps == own
+
+
+def test_a_run_as_long_as_the_recipe_keeps_a_warmup_of_more_than_a_tenth(tmp_path):
+    (tmp_path / "mine.toml").write_text("steps = 100\nwarmup_steps = 30\n")
+    for steps in (100, 150):
+        assert chosen_options(str(tmp_path / "mine.toml"), {"steps": steps}).warmup_steps == 30
+    with pytest.warns(Notice, match="warm-up of 30 steps is long for a run of 99: it is 9 here"):
+        chosen_options(str(tmp_path / "mine.toml"), {"steps": 99})
+    # A recipe that names no steps has the default's.
+    (tmp_path / "mine.toml").write_text("warmup_steps = 300\n")
+    assert chosen_options(str(tmp_path / "mine.toml"), {"steps": 1000}).warmup_steps == 300
 
 
 def test_a_run_that_goes_on_keeps_its_warmup():
