@@ -16,16 +16,19 @@ from gpt2.cli.common import (
     Revision,
     Threads,
     Width,
-    counted,
     load_model,
     print_json,
 )
 from gpt2.errors import BadData, BadOption
+from gpt2.training.words import counted
 
 if TYPE_CHECKING:
     from gpt2.music.compose import Piece
     from gpt2.music.dataset import Prepared
     from gpt2.music.figures import Figures
+
+# The model of music in the package.
+MODEL = "pianola"
 
 app = typer.Typer(help="Music: the same decoder on MIDI. Needs the extra music.", no_args_is_help=True)
 
@@ -81,8 +84,8 @@ def generate(
     out: Annotated[Path, typer.Option(help="MIDI file to write.", show_default=False)],
     model: Annotated[
         str,
-        typer.Option(help="A folder (with a slash in it), a run folder, or owner/name on the hub.", show_default=False),
-    ],
+        typer.Option(help="A shipped model, a folder (with a slash in it), a run folder, or owner/name on the hub."),
+    ] = MODEL,
     primer: Annotated[
         Path | None, typer.Option(help="MIDI file to go on from; without it, from nothing.", show_default=False)
     ] = None,

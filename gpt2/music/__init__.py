@@ -2,7 +2,7 @@
 
     from gpt2 import load, music
 
-    model = load("./runs/music")
+    model = load("pianola")
     piece = music.generate(model, music.read_midi("primer.mid"), seconds=20)
     music.write_midi(piece.notes, "new.mid")
     music.piano_roll(piece.notes)            # (128, ticks) uint8

@@ -148,5 +148,5 @@ def check_model(model: "LanguageModel | Engine") -> None:
     if model.tokenizer != vocabulary():
         raise BadCheckpoint(
             f"{getattr(model, 'source', 'This')} is no model of music: its vocabulary is not that of musical events. "
-            "Train one with `gpt2 music prepare` and `gpt2 train --recipe music`."
+            "pianola ships; `gpt2 music prepare` and `gpt2 train --recipe music` make others."
         )
