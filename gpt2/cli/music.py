@@ -19,6 +19,7 @@ from gpt2.cli.common import (
     load_model,
     print_json,
 )
+from gpt2.cli.progress import duration
 from gpt2.errors import BadData, BadOption
 from gpt2.training.words import counted
 
@@ -56,6 +57,7 @@ def prepare(
     from gpt2.music.dataset import PrepareOptions, prepare
 
     options = PrepareOptions(transpose, stretch, validation, least, most)
+    _check_folder(out.absolute().parent)
     begun = time.monotonic()
     with bar() as progress:
         made = prepare(sources, out, options, progress)
@@ -70,12 +72,12 @@ def prepare(
 def _tell(made: "Prepared", seconds: float) -> None:
     for split, events in made.events.items():
         print(
-            f"{split:<10} {counted(made.pieces[split], 'piece')}, {counted(made.documents[split], 'document')}, "
-            f"{events:,} events, {made.seconds[split] / 3600:.1f} hours"
+            f"{split:<10} {counted(made.pieces[split], 'piece')}, {counted(made.documents[split], 'document')} with "
+            f"copies, {events:,} events, {duration(made.seconds[split])}"
         )
     for reason, names in sorted(made.skipped.items(), key=lambda item: -len(item[1])):
         shown = ", ".join(Path(name).name for name in names[:3]) + ", …" * (len(names) > 3)
-        print(f"left out   {counted(len(names), 'file')}: {reason} ({shown})")
+        print(f"left out   {counted(len(names), 'file')} ({reason}): {shown}")
     print(f"{counted(made.files, 'file')} in {seconds:.0f} s. Train on it: gpt2 train {made.folder} --recipe music")
 
 
@@ -126,6 +128,8 @@ def generate(
         raise BadOption("--sound-font is for --wav.")
     if out.suffix.lower() not in SUFFIXES:
         raise BadOption(f"--out {out} is no name of a MIDI file; let it end in .mid.")
+    if primer is not None and out.exists() and out.samefile(primer):
+        raise BadOption(f"--out {out} is the primer, which would be lost; choose another name.")
     given = None if primer is None else read_midi(primer)
     _check_folder(out.parent)
     if wav:
@@ -155,7 +159,7 @@ def generate(
         sound, picture = file.with_suffix(".wav") if wav else None, file.with_suffix(".png") if png else None
         files.append([path for path in (file, sound, picture) if path is not None])
         if wav or png:
-            title = f"{language_model.source}, seed {piece.seed}"
+            title = f"{language_model.source}, seed {piece.seed}" + (f", on from {primer.name}" if primer else "")
             render(
                 piece.notes,
                 wav=sound,
@@ -222,20 +226,29 @@ def render(
         if target in targets:
             raise BadOption(f"{targets[target]} and {file} would both be {target}: render them into different folders.")
         targets[target] = file
+    failed: list[BadData] = []
     for target, file in targets.items():
-        notes = read_midi(file)
-        _check_folder(target.parent)
         # Not with_suffix: a name may hold dots of its own.
         sound, picture = (target.with_name(f"{target.name}.{kind}") for kind in ("wav", "png"))
-        render(
-            notes,
-            wav=sound if wav else None,
-            png=picture if png else None,
-            sound_font=sound_font,
-            title=file.stem,
-        )
+        try:
+            notes = read_midi(file)
+            _check_folder(target.parent)
+            render(
+                notes,
+                wav=sound if wav else None,
+                png=picture if png else None,
+                sound_font=sound_font,
+                title=file.stem,
+            )
+        except BadData as error:
+            failed.append(error)
+            continue
         names = ", ".join(str(path) for path, wanted in ((sound, wav), (picture, png)) if wanted)
         print(f"{names}: {notes.seconds:.1f} s, {counted(len(notes), 'note')}")
+    if failed:
+        # The others are made, whatever is wrong with some.
+        others = f" (and {counted(len(failed) - 1, 'other')} of {len(targets)})" if len(failed) > 1 else ""
+        raise BadData(f"{failed[0]}{others}")
 
 
 @app.command("measure")
@@ -245,7 +258,11 @@ def measure(
     ],
     as_json: Json = False,
 ) -> None:
-    """What music is like, in figures: density, pitch classes, polyphony, repetition; sets side by side."""
+    """What music is like, in figures: density, pitch classes, polyphony, repetition; sets side by side.
+
+    A column is a file, or the mean of a folder's files. The pitch classes of a set (in --json) are means after each
+    piece was transposed to C major or A minor.
+    """
     from dataclasses import asdict
 
     from gpt2.music.figures import mean_of, table
@@ -259,7 +276,7 @@ def measure(
             }
         )
         return
-    print(table({name: mean_of(list(pieces.values())) for name, pieces in measured.items()}))
+    print(table({f"{name} ({len(pieces)})": mean_of(list(pieces.values())) for name, pieces in measured.items()}))
 
 
 def _measured(path: Path) -> "dict[str, Figures]":

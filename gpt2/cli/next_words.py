@@ -50,8 +50,11 @@ def command(
     table.add_column("id", justify="right", style="dim")
     table.add_column("probability", justify="right")
     table.add_column("")
+    # What the widest token leaves of the line: a bar that is cut off would look like a longer one.
+    room = console().width - 2 - max(12, *(len(repr(each.token)) for each in candidates)) - 6 - 14
+    longest = max(8, min(_BAR, room))
     for candidate in candidates:
-        bar = "█" * round(_BAR * candidate.probability / max(candidates[0].probability, 1e-9))
+        bar = "█" * round(longest * candidate.probability / max(candidates[0].probability, 1e-9))
         # Quoted, since most tokens begin with a space.
         table.add_row(
             escape(repr(candidate.token)), str(candidate.id), f"{candidate.probability:.2%}", f"[cyan]{bar}[/]"

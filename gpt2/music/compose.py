@@ -8,12 +8,14 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpt2.errors import BadCheckpoint, BadOption, BadPrompt, Notice
 from gpt2.generation.options import GenerationOptions, SamplingOptions, whole_number
 from gpt2.music.events import END, SHIFT, VELOCITY, to_events, to_notes, vocabulary
 from gpt2.music.grammar import EventGrammar
+from gpt2.music.midi import as_notes
 from gpt2.music.notes import TICKS_A_SECOND, Notes
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ _LONGEST = 3600.0  # an hour
 _EVENTS_A_TICK = 3 * 128 + 1  # no moment has more: each pitch ends, and begins with a velocity of its own; and a wait
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Piece:
     """What a model played.
 
@@ -39,6 +41,10 @@ class Piece:
     primer_ticks: int
     seed: int
 
+    def __repr__(self) -> str:
+        """In one line, for notebooks."""
+        return f"<Piece: {self.notes!r}, {len(self.events):,} new events, seed {self.seed}>"
+
     @property
     def text(self) -> str:
         """The events by their names."""
@@ -47,7 +53,7 @@ class Piece:
 
 def generate(
     model: "LanguageModel | Engine",
-    primer: Notes | None = None,
+    primer: Notes | Path | str | None = None,
     *,
     seconds: float = SECONDS,
     primer_seconds: float | None = None,
@@ -61,9 +67,9 @@ def generate(
 ) -> Piece | list[Piece]:
     """So many seconds of new music; with `n` above 1 a list of pieces, of which piece j uses seed + j.
 
-    primer: what to go on from (None: nothing), without the silence before its first note; of it the first
-    `primer_seconds` (None: all). may_end: a piece may end before its time if the model says so; otherwise that is kept
-    from it. progress: is told how many seconds there are of the shortest piece.
+    primer: notes, or a MIDI file, to go on from (None: nothing), without the silence before its first note; of it the
+    first `primer_seconds` (None: all). may_end: a piece may end before its time if the model says so; otherwise that
+    is kept from it. progress: is told how many seconds there are of the shortest piece.
 
     Raises BadCheckpoint for a model that is none of music, BadOption and BadPrompt for what cannot be asked. Warns
     (Notice) of a primer that is longer than the window, of which the newest half window is read.
@@ -98,7 +104,7 @@ def generate(
     return pieces if n > 1 else pieces[0]
 
 
-def _events_of(primer: Notes | None, seconds: float | None) -> list[int]:
+def _events_of(primer: Notes | Path | str | None, seconds: float | None) -> list[int]:
     """What there is to go on from."""
     if seconds is not None and not 0 < seconds < math.inf:
         raise BadOption(f"primer_seconds is {seconds:g}, but it must be a finite number above 0.")
@@ -106,7 +112,7 @@ def _events_of(primer: Notes | None, seconds: float | None) -> list[int]:
         if seconds is not None:
             raise BadOption("primer_seconds says how much of a primer is read, and there is none.")
         return []
-    primer = primer.from_start()
+    primer = as_notes(primer).from_start()
     if seconds is not None:
         primer = primer.between(0, max(1, round(seconds * TICKS_A_SECOND)))
     if not len(primer):

@@ -25,6 +25,7 @@ from gpt2.tokenizer import write_tokenizer
 
 FORMAT = "gpt2-music 1"
 REPORT = "music.json"
+_LONGEST_PAUSE = 60 * TICKS_A_SECOND  # ticks in which nothing begins and nothing ends
 SAME = "the same notes as another file, in this key or another"
 
 
@@ -36,7 +37,7 @@ class PrepareOptions:
     slower they may be, 0.05 for 5 %; the copy in the piece's own key keeps its tempo, too. validation: share of pieces
     held out, by the hash of their notes (of a single piece its end); they are not copied. least: pieces with fewer
     notes are left out. most: and those with more notes sounding at once on average: files whose pedal is never let go
-    of, mostly.
+    of, mostly. Left out are also those in which nothing happens for more than a minute.
 
     Raises BadOption, naming the field and its range.
     """
@@ -89,7 +90,7 @@ def prepare(
     pieces, skipped = _read(files, options, progress)
     if not pieces:
         reason, names = max(skipped.items(), key=lambda item: len(item[1]))
-        raise BadData(f"None of {len(files):,} files can be used; {len(names):,} of them: {reason}.")
+        raise BadData(f"None of {len(files):,} files can be used. {names[0]}: {reason}.")
     if len(pieces) == 1 and options.validation:
         # A single piece is cut in two, as a single text is, before it is copied.
         pieces = _halves(pieces[0], options.validation)
@@ -145,6 +146,8 @@ def _read(
         key = digest(to_events(replace(notes, pitches=notes.pitches - notes.pitches.min())).tobytes())
         if len(notes) < options.least:
             skipped.setdefault(f"fewer than {options.least} notes", []).append(str(file))
+        elif _longest_pause(notes) > _LONGEST_PAUSE:
+            skipped.setdefault("more than a minute in which nothing happens", []).append(str(file))
         elif measure(notes).polyphony > options.most:
             skipped.setdefault(f"more than {options.most:g} notes at once", []).append(str(file))
         elif key in known:
@@ -153,6 +156,10 @@ def _read(
             known.add(key)
             pieces.append(_Piece(notes, key[0]))
     return pieces, skipped
+
+
+def _longest_pause(notes: Notes) -> int:
+    return int(np.diff(np.unique(np.concatenate([notes.onsets, notes.ends]))).max(initial=0))
 
 
 def _write(

@@ -139,7 +139,7 @@ def table(sets: Mapping[str, Figures]) -> str:
         "silence, % of the time": [f"{100 * one.silence:.1f}" for one in sets.values()],
         "length of a note, s": [f"{one.note_seconds:.2f}" for one in sets.values()],
         "velocity (and its spread)": [f"{one.velocity:.0f} ({one.velocity_spread:.0f})" for one in sets.values()],
-        "lowest to highest": [
+        "lowest to highest, mean of pieces": [
             f"{pitch_name(round(o.lowest))} to {pitch_name(round(o.highest))}" for o in sets.values()
         ],
         "in one scale, % of the notes": [f"{100 * one.in_scale:.0f}" for one in sets.values()],

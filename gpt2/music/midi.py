@@ -34,8 +34,14 @@ def read_midi(path: Path | str) -> Notes:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise BadData(f"{path} cannot be read ({error.strerror}).") from None
+        what = "is a folder; give one file" if path.is_dir() else f"cannot be read ({error.strerror})"
+        raise BadData(f"{path} {what}.") from None
     return parse_midi(data, str(path))
+
+
+def as_notes(music: Notes | Path | str) -> Notes:
+    """Notes, or those of a MIDI file by its path."""
+    return music if isinstance(music, Notes) else read_midi(music)
 
 
 def parse_midi(data: bytes, source: str) -> Notes:
@@ -63,7 +69,7 @@ def parse_midi(data: bytes, source: str) -> Notes:
     tracks = [_Track(track) for track in score.tracks if not track.is_drum and len(track.notes)]
     if not tracks:
         what = "notes but drums" if any(len(track.notes) for track in score.tracks) else "notes"
-        raise BadData(f"{source} holds no {what}.")
+        raise BadData(f"{source} holds no {what} (a note that never ends is not counted).")
     starts = np.concatenate([track.starts for track in tracks])
     if starts.min() < 0:
         # symusic's ticks have 32 bits, and wrapped.

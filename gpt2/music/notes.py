@@ -19,7 +19,7 @@ VELOCITIES = 32  # steps, each of four MIDI velocities
 LONGEST = 24 * 3600  # seconds of a piece
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Notes:
     """Notes in canonical form, in the order of their onsets, and of pitches where those are equal.
 
@@ -31,6 +31,10 @@ class Notes:
     ends: Numbers
     pitches: Numbers
     velocities: Numbers
+
+    def __repr__(self) -> str:
+        """In one line, for notebooks."""
+        return f"<Notes: {len(self):,}, {self.seconds:.2f} s>"
 
     def __len__(self) -> int:
         return len(self.onsets)

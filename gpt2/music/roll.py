@@ -64,8 +64,9 @@ def draw(notes: Notes, title: str = "", primer_ticks: int = 0) -> Any:
         _primer(axes, min(primer_ticks / TICKS_A_SECOND, seconds), seconds)
     _legend(figure, axes, colours)
     if title:
+        title = title.encode("utf-8", "replace").decode()
         shown = axes.set_title(title, loc="left", fontsize=11, fontweight="bold", pad=16 if primer_ticks > 0 else 8)
-        # A file's name may hold dollars.
+        # A file's name may hold dollars, and bytes that are no text.
         shown.set_parse_math(False)
     return figure
 

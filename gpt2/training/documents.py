@@ -20,6 +20,7 @@ from gpt2.tokenizer import END_OF_TEXT
 TEXT_SUFFIXES = (".txt", ".md")
 _FOR_CORPORA = (".html", ".htm", ".warc", ".wet", ".parquet", ".gz", ".zst")
 _STRETCH = 2**16  # bytes that a sample takes at a place
+_MIDI = (".mid", ".midi", ".kar")
 _OTHERS = "Pages, archives, .parquet and compressed files are for `gpt2 corpus build`, which takes the text out."
 
 
@@ -41,6 +42,8 @@ def find_files(paths: Sequence[Path]) -> list[Path]:
             every = sorted(found for found in path.rglob("*") if found.is_file())
             inside = [file for file in every if file.suffix in (*TEXT_SUFFIXES, ".jsonl")]
             if not inside:
+                if any(file.suffix.lower() in _MIDI for file in every):
+                    raise BadData(f"{path} holds MIDI files: make shards of them with `gpt2 music prepare`.")
                 raise BadData(f"{path} holds no .txt, .md or .jsonl file. {_OTHERS}")
             left = Counter(file.suffix.lower() for file in every if file.suffix.lower() in _FOR_CORPORA)
             if left:

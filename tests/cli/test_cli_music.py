@@ -1,5 +1,6 @@
 """`gpt2 music`, from MIDI files to a trained model, new music, its sound and its picture."""
 
+import os
 import wave
 
 import numpy as np
@@ -114,6 +115,17 @@ def test_files_are_rendered_beside_themselves_or_into_a_folder(gpt2, midi, tmp_p
     assert [path.name for path in (tmp_path / "sounds").iterdir()] == ["0.wav"]
 
 
+def test_a_broken_file_does_not_keep_others_from_being_rendered(gpt2, midi):
+    (midi / "00.mid").write_text("no music")
+    odd = midi.parent / os.fsdecode(b"bad\xff$x.mid")
+    write_midi(random_piece(1), odd)
+    answer = gpt2("music", "render", midi, odd, "--png")
+    assert answer.code == 2
+    assert "00.mid is no MIDI file" in answer.err
+    assert len(list(midi.glob("*.png"))) == 8
+    assert odd.with_suffix(".png").is_file()
+
+
 def test_pieces_are_measured(gpt2, midi):
     answer = gpt2("music", "measure", midi, "--json")
     assert answer.code == 0, answer.err
@@ -136,10 +148,16 @@ def test_pieces_are_measured(gpt2, midi):
         (["render", "{dir}/words.mid", "--png"], "no MIDI file"),
         (["render", "{dir}/one.mid"], "Nothing to render"),
         (["render", "{dir}/one.mid", "--wav", "--sound-font", "{dir}/words.mid"], "words.mid"),
-        (["prepare", "{dir}/words.mid", "--out", "{dir}/out"], "None of 1 files can be used"),
+        (
+            ["prepare", "{dir}/words.mid", "--out", "{dir}/out"],
+            "None of 1 files can be used. {dir}/words.mid: is",
+        ),
         (["prepare", "{dir}/no", "--out", "{dir}/out"], "does not exist"),
         (["prepare", "{dir}", "--out", "{dir}", "--least", "1"], "is there already"),
         (["measure", "{dir}/words.mid"], "no MIDI file"),
+        (["generate", "--out", "{dir}/one.mid", "--model", "{model}", "--primer", "{dir}/one.mid"], "is the primer"),
+        (["generate", "--out", "a.mid", "--model", "{model}", "--primer", "{dir}"], "is a folder; give one file"),
+        (["prepare", "{dir}/one.mid", "--out", "/proc/x"], "/proc cannot be written"),
     ],
 )
 def test_mistakes_are_one_sentence(gpt2, model, tmp_path, arguments, said, monkeypatch):
@@ -150,14 +168,15 @@ def test_mistakes_are_one_sentence(gpt2, model, tmp_path, arguments, said, monke
     write_midi(notes_of((0, 1, 60, 64)), folder / "one.mid")
     answer = gpt2("music", *(word.format(dir=folder, model=model) for word in arguments))
     assert answer.code == 2, answer.out
-    assert said in answer.err
+    assert said.format(dir=folder) in answer.err
     assert len(answer.err.strip().splitlines()) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in"]
 
 
 def test_an_hour_and_forty_thousand_events_at_once(gpt2, tmp_path):
     long = tmp_path / "hour.mid"
-    long.write_bytes(midi_bytes([on(0, 60), off(960 * 3600, 60), on(960 * 3600, 62), off(960 * 3601, 62)]))
+    notes = [(on if half == 0 else off)(960 * (2 * n + half), 60 + n % 12) for n in range(1801) for half in (0, 1)]
+    long.write_bytes(midi_bytes(notes))
     crowd = tmp_path / "crowd.mid"
     crowd.write_bytes(
         midi_bytes([*(on(0, n % 128) for n in range(20_000)), *(off(480, n % 128) for n in range(20_000))])

@@ -133,7 +133,7 @@ def test_the_table_has_a_column_for_each_set():
     assert lines[0] == ["", "a", "b"]
     assert {len(line) for line in lines} == {3}
     rows = {line[0]: line[1:] for line in lines}
-    assert rows["lowest to highest"] == ["C4 to B4", "C4 to C4"]
+    assert rows["lowest to highest, mean of pieces"] == ["C4 to B4", "C4 to C4"]
     # Every note of b's but the first 8 makes a window that was there before.
     assert rows["heard before, % of windows of 8 notes"] == ["80.0", "80.0"]
     assert rows["in one scale, % of the notes"] == ["58", "100"]

@@ -189,5 +189,7 @@ def test_files_are_found_by_name_and_in_folders(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(BadData, match=r"holds no \.mid"):
         find_midi([tmp_path / "empty"])
-    with pytest.raises(BadData, match="cannot be read"):
+    with pytest.raises(BadData, match="is a folder"):
         read_midi(tmp_path / "deep")
+    with pytest.raises(BadData, match="cannot be read"):
+        read_midi(tmp_path / "nowhere.mid")
