@@ -6,8 +6,8 @@ DIR is what `gpt2 music prepare` wrote. Each model's loss is over every event of
 <|endoftext|>, which is read and not scored; the network's by a stride of half its window. The unigram and the bigram
 are counted on the shards to train on. The bigram is smoothed by the unigram (Dirichlet, strength 16).
 
-Pieces of each are drawn from nothing under the same grammar, at the same length, and measured beside cuts of the same
-length out of the held-out pieces. FOLDER gets `music.json`, the table, and two pictures.
+Pieces of each are drawn from nothing under the same grammar, at the same length, and measured beside cuts of that
+length out of 200 pieces of the training set and the held-out pieces. FOLDER gets `music.json` and two pictures.
 """
 
 import argparse
@@ -30,6 +30,7 @@ from gpt2.shards import open_shards
 
 V = END + 1
 _STRENGTH = 16.0
+_TRAINED = 200  # pieces of the training set that are measured
 # Music Transformer, relative attention, on Piano-e-Competition (Huang et al. 2018): other pieces and other hands.
 PUBLISHED = 1.835
 
@@ -87,12 +88,14 @@ def main() -> None:
         arguments.model: float(scored.mean()),
     }
 
-    cuts = [cut for piece in held if len(cut := _middle(to_notes(piece), ticks))]
+    # The first documents to train on are the pieces in their own keys.
+    trained = pieces_of(arguments.shards, "train")[:_TRAINED]
     seeds = range(1, arguments.pieces + 1)
     pieces = generate(model, seconds=arguments.seconds, seed=1, n=max(2, arguments.pieces))
     made = [piece.notes for piece in pieces]
     sets = {
-        "held-out pieces": cuts,
+        "training pieces": [_middle(to_notes(piece), ticks) for piece in trained],
+        "held-out pieces": [_middle(to_notes(piece), ticks) for piece in held],
         arguments.model: made,
         "bigram": [play(lambda output: bigram[output[-1] if output else END], ticks, seed) for seed in seeds],
         "unigram": [play(lambda _: unigram, ticks, seed) for seed in seeds],

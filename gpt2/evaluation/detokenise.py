@@ -81,9 +81,9 @@ class Detokeniser:
         """This one, with the exceptions and the margin of a text: with them it inverts that text exactly."""
         lines = text.split("\n")
         lines = lines[:-1] if lines[-1] == "" else lines
-        has_margin = bool(lines) and all(
-            line == " " or (len(line) > 2 and line[0] == line[-1] == " ") for line in lines
-        )
+        # A margin alone behind the last line's end would be written as nothing, as if no line stood there.
+        has_margin = bool(lines) and not (text.endswith(" ") and lines[-1] == " ")
+        has_margin = has_margin and all(line == " " or (len(line) > 2 and line[0] == line[-1] == " ") for line in lines)
         bare = replace(self, exceptions=frozenset(), margin=" " if has_margin else "", _parts={})
         words = {word for line in lines for word in bare._inner(line).split(" ")}
         return replace(bare, exceptions=frozenset(w for w in words if bare.split(w) != [w]), _parts={})

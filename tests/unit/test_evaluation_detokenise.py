@@ -1,7 +1,7 @@
 """De-tokenisers: what they write, and that it comes back, on made-up text and on the real test files."""
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gpt2.evaluation.detokenise import RULES, Detokeniser, detokeniser, exact_share
@@ -90,6 +90,9 @@ _texts = st.lists(st.lists(_words, max_size=8).map(" ".join), max_size=5).map("\
 
 @pytest.mark.parametrize("name", RULES)
 @given(text=_texts)
+@example(text=" ")
+@example(text=" a b \n ")
+@example(text=" a b \n \n")
 def test_any_text_comes_back_exactly(name, text):
     tool = detokeniser(name).fitted(text)
     assert tool.inverse(tool.forward(text)) == text
