@@ -50,6 +50,21 @@ def write_atomically(path: Path, data: bytes) -> None:
     _sync_directory(path.parent)
 
 
+def check_writable(folder: Path) -> None:
+    """Raises OSError if nothing can be written into a folder, which need not exist yet and is not made.
+
+    The error's `filename` is the folder that was tried: this one, or the nearest above it that exists.
+    """
+    above = folder.absolute()
+    while not above.exists():
+        above = above.parent
+    try:
+        tempfile.TemporaryDirectory(prefix=".gpt2-", dir=above).cleanup()
+    except OSError as error:
+        error.filename = str(above)
+        raise
+
+
 @contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
     """Yields an empty folder that becomes `path` when the block ends well, and vanishes when it does not.

@@ -19,9 +19,12 @@ def byte_tokenizer() -> Tokenizer:
     return Tokenizer.from_merges([])
 
 
-def tiny_model(seed: int = 0, window: int = 32, n_layer: int = 2, std: float = 0.2) -> LanguageModel:
-    """A random model over bytes; a large `std` makes its distributions far from even."""
-    tokenizer = byte_tokenizer()
+def tiny_model(
+    seed: int = 0, window: int = 32, n_layer: int = 2, std: float = 0.2, tokenizer: Tokenizer | None = None
+) -> LanguageModel:
+    """A random model over bytes, unless it is given another vocabulary; a large `std` makes its distributions far from
+    even."""
+    tokenizer = tokenizer or byte_tokenizer()
     config = GPT2Config(
         vocab_size=tokenizer.vocab_size,
         n_positions=window,

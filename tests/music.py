@@ -2,16 +2,17 @@
 
 import io
 from collections.abc import Iterable
+from pathlib import Path
 
 import mido
 import numpy as np
 from hypothesis import strategies as st
 
 from gpt2.checkpoint import LanguageModel
-from gpt2.config import GPT2Config
-from gpt2.model import GPT2
 from gpt2.music.events import vocabulary
+from gpt2.music.midi import write_midi
 from gpt2.music.notes import Notes, canonical
+from tests.helpers import tiny_model
 
 # Of a note: start and length in seconds, pitch, velocity.
 Raw = tuple[float, float, int, int]
@@ -76,8 +77,13 @@ def tempo(time: int, microseconds: int) -> Timed:
     return time, mido.MetaMessage("set_tempo", tempo=microseconds)
 
 
-def tiny_music_model(seed: int = 0, window: int = 128) -> LanguageModel:
-    config = GPT2Config(
-        vocab_size=vocabulary().vocab_size, n_positions=window, n_embd=32, n_layer=2, n_head=2, initializer_range=0.2
-    )
-    return LanguageModel(GPT2(config).initialise(seed).eval().requires_grad_(False), vocabulary(), "tiny music")
+def tiny_music_model(window: int = 128) -> LanguageModel:
+    return tiny_model(window=window, tokenizer=vocabulary())
+
+
+def write_pieces(folder: Path, count: int) -> Path:
+    """A folder of so many files, the piece of seed 3 in 03.mid."""
+    folder.mkdir()
+    for seed in range(count):
+        write_midi(random_piece(seed), folder / f"{seed:02d}.mid")
+    return folder

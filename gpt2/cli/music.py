@@ -1,7 +1,6 @@
 """`gpt2 music`: `prepare` makes shards of MIDI files, `generate` plays, `render` shows and sounds, `measure` counts."""
 
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,6 +20,7 @@ from gpt2.cli.common import (
 )
 from gpt2.cli.progress import duration
 from gpt2.errors import BadData, BadOption
+from gpt2.files import check_writable
 from gpt2.training.words import counted
 
 if TYPE_CHECKING:
@@ -181,10 +181,9 @@ def generate(
 
 
 def _check_folder(folder: Path) -> None:
-    """Makes a folder to write to. Raises BadOption where that cannot be: better before the music than behind it."""
+    """Raises BadOption for a folder that cannot be written: better before the music than behind it."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=folder).close()
+        check_writable(folder)
     except OSError as error:
         raise BadOption(f"{folder} cannot be written ({error.strerror}); choose another --out.") from None
 

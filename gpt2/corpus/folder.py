@@ -11,7 +11,6 @@ A folder with corpus.json is finished. Nothing here knows how a corpus is made.
 import hashlib
 import json
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +20,7 @@ from gpt2.corpus.options import CorpusOptions
 from gpt2.corpus.report import OUT
 from gpt2.corpus.sources import Source
 from gpt2.errors import BadData, BadOption, BadTokenizer, Busy
-from gpt2.files import is_temporary, write_atomically
+from gpt2.files import check_writable, is_temporary, write_atomically
 from gpt2.tokenizer import Tokenizer, read_tokenizer
 
 FORMAT = "gpt2-corpus 1"
@@ -59,13 +58,10 @@ def check_folder(out: Path) -> None:
     names = {path.name for path in out.iterdir()} if out.is_dir() else set()
     if names - {"lock"} and not _is_ours(out):
         raise BadOption(f"{out} holds something else, such as {min(names - {'lock'})}; choose another --out.")
-    above = out.absolute()
-    while not above.exists():
-        above = above.parent
     try:
-        tempfile.TemporaryDirectory(prefix=".gpt2-", dir=above).cleanup()
+        check_writable(out)
     except OSError as error:
-        raise BadOption(f"{out} cannot be written: {above}: {error.strerror}. Choose another --out.") from None
+        raise BadOption(f"{out} cannot be written: {error.filename}: {error.strerror}. Choose another --out.") from None
 
 
 def _is_ours(out: Path) -> bool:

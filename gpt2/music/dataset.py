@@ -97,9 +97,7 @@ def prepare(
         held = np.array([False, True])
     else:
         hashes = np.array([piece.hash for piece in pieces], dtype=np.uint64)
-        held = held_out(hashes, options.validation)
-        if held.all():
-            held = hashes == hashes.min()
+        held = held_out(hashes, options.validation, leave_some=options.validation > 0)
     with new_directory(out.absolute()) as folder:
         write_tokenizer(vocabulary(), folder)
         counts: dict[str, Any] = {"pieces": {}, "documents": {}, "events": {}, "seconds": {}}

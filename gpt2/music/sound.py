@@ -61,11 +61,11 @@ def synthesise(notes: Notes, *, sound_font: Path | None = None) -> Samples:
         raise BadData(
             f"The music lasts {notes.seconds / 3600:.1f} hours, and {_LONGEST // 3600} can be played; cut it."
         )
-    font, data = check_sound(sound_font)
+    font = check_sound(sound_font)
     import midirenderer
 
     try:
-        file = midirenderer.render_wave_from(data, _midi(notes))
+        file = midirenderer.render_wave_from(font.read_bytes(), _midi(notes))
     except RuntimeError as error:
         said = str(error).removeprefix("SoundFont error: ")
         raise BadData(f"{font} is no sound font that can be played ({said}); it must be an .sf2 file.") from None
@@ -82,8 +82,8 @@ def synthesise(notes: Notes, *, sound_font: Path | None = None) -> Samples:
     return samples
 
 
-def check_sound(sound_font: Path | None = None) -> tuple[Path, bytes]:
-    """The font that is played, and what is in its file; for whoever wants to know before there are notes.
+def check_sound(sound_font: Path | None = None) -> Path:
+    """The font that is played; for whoever wants to know before there are notes.
 
     Raises Unavailable without a font or the extra `music`, BadData for a font that cannot be read.
     """
@@ -91,9 +91,10 @@ def check_sound(sound_font: Path | None = None) -> tuple[Path, bytes]:
         raise Unavailable("Sound needs midirenderer: install the extra `music` (see README).")
     font = Path(sound_font) if sound_font is not None else find_sound_font()
     try:
-        return font, font.read_bytes()
+        font.open("rb").close()
     except OSError as error:
         raise BadData(f"The sound font {font} cannot be read ({error.strerror}).") from None
+    return font
 
 
 def find_sound_font() -> Path:

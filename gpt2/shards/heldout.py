@@ -18,12 +18,13 @@ def digest(text: bytes) -> tuple[int, int]:
     return int.from_bytes(raw[:8], "big"), int.from_bytes(raw[8:16], "big")
 
 
-def held_out(hashes: npt.NDArray[np.uint64], share: float) -> npt.NDArray[np.bool_]:
+def held_out(hashes: npt.NDArray[np.uint64], share: float, leave_some: bool = False) -> npt.NDArray[np.bool_]:
     """Which documents are held out, (documents,) bool. hashes: the first number of each `digest`, (documents,) uint64.
 
-    Of few documents chance may hold out none: then it is the one with the lowest hash, and its copies.
+    Of few documents chance may hold out none: then it is the one with the lowest hash, and its copies. leave_some: the
+    same where it holds out all.
     """
     held = np.asarray(hashes.astype(np.float64) / 2.0**64 < share)
-    if share and len(hashes) and not held.any():
+    if len(hashes) and ((share and not held.any()) or (leave_some and held.all())):
         held = np.asarray(hashes == hashes.min())
     return held

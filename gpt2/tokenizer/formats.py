@@ -24,6 +24,7 @@ from gpt2.tokenizer.words import WordTokenizer
 _CONTROL = re.compile(r"<[^<>\s]+>|\[[A-Z0-9_]+\]")
 
 _BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": True}
+_BYTE_LEVEL_FLAGS = {"add_bos_token": False, "add_prefix_space": False, "errors": "replace"}
 
 
 def write_tokenizer(
@@ -50,7 +51,9 @@ def write_tokenizer(
             directory,
             {
                 "tokenizer.json": json.dumps(_words_json(tokenizer), ensure_ascii=False, indent=1),
-                "tokenizer_config.json": json.dumps(_words_config(tokenizer, model_max_length), indent=2),
+                "tokenizer_config.json": json.dumps(
+                    _tokenizer_config(tokenizer, model_max_length, "PreTrainedTokenizerFast", {}), indent=2
+                ),
             },
         )
         return
@@ -68,7 +71,9 @@ def write_tokenizer(
                 "tokenizer.json": json.dumps(_tokenizer_json(tokenizer, vocab, merges), ensure_ascii=False, indent=1),
                 "vocab.json": json.dumps(vocab, ensure_ascii=False),
                 "merges.txt": merges_text,
-                "tokenizer_config.json": json.dumps(_tokenizer_config(tokenizer, model_max_length), indent=2),
+                "tokenizer_config.json": json.dumps(
+                    _tokenizer_config(tokenizer, model_max_length, "GPT2Tokenizer", _BYTE_LEVEL_FLAGS), indent=2
+                ),
             }
         case "openai":
             for name in tokenizer.special_tokens:
@@ -101,77 +106,63 @@ def _added(name: str) -> dict[str, Any]:
 
 
 def _tokenizer_json(tokenizer: Tokenizer, vocab: Mapping[str, int], merges: list[str]) -> dict[str, Any]:
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [{"id": index, **_added(name)} for name, index in tokenizer.special_tokens.items()],
-        "normalizer": None,
-        "pre_tokenizer": _BYTE_LEVEL,
-        "post_processor": _BYTE_LEVEL,
-        "decoder": _BYTE_LEVEL,
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": "",
-            "end_of_word_suffix": "",
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": False,
-            "vocab": vocab,
-            "merges": merges,
-        },
+    model = {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": None,
+        "continuing_subword_prefix": "",
+        "end_of_word_suffix": "",
+        "fuse_unk": False,
+        "byte_fallback": False,
+        "ignore_merges": False,
+        "vocab": vocab,
+        "merges": merges,
     }
-
-
-def _tokenizer_config(tokenizer: Tokenizer, model_max_length: int | None) -> dict[str, Any]:
-    # With no name here transformers would add an `<|endoftext|>` of its own, so a vocabulary without one says null.
-    end = None if tokenizer.end_of_text is None else END_OF_TEXT
-    length = {} if model_max_length is None else {"model_max_length": model_max_length}
-    return {
-        "tokenizer_class": "GPT2Tokenizer",
-        "added_tokens_decoder": {str(index): _added(name) for name, index in tokenizer.special_tokens.items()},
-        "add_bos_token": False,
-        "add_prefix_space": False,
-        "clean_up_tokenization_spaces": False,
-        "errors": "replace",
-        "bos_token": end,
-        "eos_token": end,
-        "unk_token": end,
-        **length,
-    }
+    return _document(tokenizer, _BYTE_LEVEL, _BYTE_LEVEL, model)
 
 
 def _words_json(tokenizer: WordTokenizer) -> dict[str, Any]:
+    model = {
+        "type": "WordLevel",
+        "vocab": {word: index for index, word in enumerate(tokenizer.words)},
+        # A model of this kind must name an unknown word. As no word is called so, one that is unknown is an error.
+        "unk_token": next(f"<unk{tail}>" for tail in count() if f"<unk{tail}>" not in tokenizer.words),
+    }
+    return _document(tokenizer, {"type": "WhitespaceSplit"}, None, model)
+
+
+def _document(
+    tokenizer: Tokenizer, cutter: Mapping[str, Any], joiner: Mapping[str, Any] | None, model: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What `tokenizer.json` holds of either kind."""
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
         "added_tokens": [{"id": index, **_added(name)} for name, index in tokenizer.special_tokens.items()],
         "normalizer": None,
-        "pre_tokenizer": {"type": "WhitespaceSplit"},
-        "post_processor": None,
-        "decoder": None,
-        # A model of this kind must name an unknown word. As no word is called so, one that is unknown is an error.
-        "model": {
-            "type": "WordLevel",
-            "vocab": {word: index for index, word in enumerate(tokenizer.words)},
-            "unk_token": next(f"<unk{tail}>" for tail in count() if f"<unk{tail}>" not in tokenizer.words),
-        },
+        "pre_tokenizer": cutter,
+        "post_processor": joiner,
+        "decoder": joiner,
+        "model": model,
     }
 
 
-def _words_config(tokenizer: WordTokenizer, model_max_length: int | None) -> dict[str, Any]:
+def _tokenizer_config(
+    tokenizer: Tokenizer, model_max_length: int | None, kind: str, flags: Mapping[str, Any]
+) -> dict[str, Any]:
+    # With no name here transformers would add an `<|endoftext|>` of its own, so a vocabulary without one says null.
     end = None if tokenizer.end_of_text is None else END_OF_TEXT
-    length = {} if model_max_length is None else {"model_max_length": model_max_length}
     return {
-        "tokenizer_class": "PreTrainedTokenizerFast",
+        "tokenizer_class": kind,
         "added_tokens_decoder": {str(index): _added(name) for name, index in tokenizer.special_tokens.items()},
+        **flags,
         "clean_up_tokenization_spaces": False,
         "bos_token": end,
         "eos_token": end,
-        **length,
+        # Words have none: an unknown one is an error.
+        **({} if isinstance(tokenizer, WordTokenizer) else {"unk_token": end}),
+        **({} if model_max_length is None else {"model_max_length": model_max_length}),
     }
 
 

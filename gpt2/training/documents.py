@@ -228,11 +228,9 @@ def split(documents: Iterable[str], share: float) -> Split:
             )
         return Split([text[:cut]], [text[cut:]])
     hashes = np.array([digest(text.encode("utf-8", "surrogatepass"))[0] for text in documents], dtype=np.uint64)
-    held = held_out(hashes, share)
+    held = held_out(hashes, share, leave_some=True)
     if held.all():
-        held = hashes == hashes.min()
-        if held.all():
-            raise BadData(f"All {len(documents)} documents are the same text, so none can be held out.")
+        raise BadData(f"All {len(documents)} documents are the same text, so none can be held out.")
     return Split(
         [text for text, out in zip(documents, held, strict=True) if not out],
         [text for text, out in zip(documents, held, strict=True) if out],

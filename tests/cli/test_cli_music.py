@@ -10,7 +10,7 @@ from PIL import Image
 from gpt2.checkpoint import write_directory
 from gpt2.music import read_midi, write_midi
 from gpt2.music.events import vocabulary
-from tests.music import midi_bytes, notes_of, off, on, random_piece, tiny_music_model
+from tests.music import midi_bytes, notes_of, off, on, random_piece, tiny_music_model, write_pieces
 
 SETTINGS = {
     "n-layer": 1,
@@ -41,11 +41,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def midi(tmp_path):
-    folder = tmp_path / "midi"
-    folder.mkdir()
-    for seed in range(8):
-        write_midi(random_piece(seed), folder / f"{seed}.mid")
-    return folder
+    return write_pieces(tmp_path / "midi", 8)
 
 
 def test_from_files_to_new_music(gpt2, midi, tmp_path):
@@ -60,7 +56,7 @@ def test_from_files_to_new_music(gpt2, midi, tmp_path):
     assert set(sample.split()) <= set(vocabulary().words)
     new = tmp_path / "new.mid"
     answer = gpt2(
-        *("music", "generate", "--model", tmp_path / "run", "--primer", midi / "1.mid", "--primer-seconds", "1"),
+        *("music", "generate", "--model", tmp_path / "run", "--primer", midi / "01.mid", "--primer-seconds", "1"),
         *("--seconds", "3", "--seed", "1", "--out", new, "--wav", "--png", "--json"),
     )
     assert answer.code == 0, answer.err
@@ -77,7 +73,7 @@ def test_from_files_to_new_music(gpt2, midi, tmp_path):
     assert Image.open(new.with_suffix(".png")).size[0] > 500
     # The same seed, the same piece; and what train and generate print of it are events.
     again = gpt2(
-        *("music", "generate", "--model", tmp_path / "run", "--primer", midi / "1.mid", "--primer-seconds", "1"),
+        *("music", "generate", "--model", tmp_path / "run", "--primer", midi / "01.mid", "--primer-seconds", "1"),
         *("--seconds", "3", "--seed", "1", "--out", tmp_path / "again.mid"),
     )
     assert again.code == 0, again.err
@@ -107,21 +103,21 @@ def test_a_model_of_music_is_a_model(gpt2, model):
 
 
 def test_files_are_rendered_beside_themselves_or_into_a_folder(gpt2, midi, tmp_path):
-    answer = gpt2("music", "render", midi / "0.mid", midi / "1.mid", "--png")
+    answer = gpt2("music", "render", midi / "00.mid", midi / "01.mid", "--png")
     assert answer.code == 0, answer.err
-    assert (midi / "0.png").is_file()
-    answer = gpt2("music", "render", midi / "0.mid", "--wav", "--out", tmp_path / "sounds")
+    assert (midi / "00.png").is_file()
+    answer = gpt2("music", "render", midi / "00.mid", "--wav", "--out", tmp_path / "sounds")
     assert answer.code == 0, answer.err
-    assert [path.name for path in (tmp_path / "sounds").iterdir()] == ["0.wav"]
+    assert [path.name for path in (tmp_path / "sounds").iterdir()] == ["00.wav"]
 
 
 def test_a_broken_file_does_not_keep_others_from_being_rendered(gpt2, midi):
-    (midi / "00.mid").write_text("no music")
+    (midi / "000.mid").write_text("no music")
     odd = midi.parent / os.fsdecode(b"bad\xff$x.mid")
     write_midi(random_piece(1), odd)
     answer = gpt2("music", "render", midi, odd, "--png")
     assert answer.code == 2
-    assert "00.mid is no MIDI file" in answer.err
+    assert "000.mid is no MIDI file" in answer.err
     assert len(list(midi.glob("*.png"))) == 8
     assert odd.with_suffix(".png").is_file()
 
@@ -130,7 +126,7 @@ def test_pieces_are_measured(gpt2, midi):
     answer = gpt2("music", "measure", midi, "--json")
     assert answer.code == 0, answer.err
     assert len(answer.json["pieces"]) == 8
-    answer = gpt2("music", "measure", midi / "0.mid", midi)
+    answer = gpt2("music", "measure", midi / "00.mid", midi)
     assert answer.code == 0, answer.err
     assert "notes a second" in answer.out
 

@@ -12,16 +12,12 @@ from gpt2.music.midi import write_midi
 from gpt2.music.notes import Notes
 from gpt2.shards import open_shards
 from gpt2.tokenizer import read_tokenizer
-from tests.music import midi_bytes, notes_of, off, on, pedal, random_piece
+from tests.music import midi_bytes, notes_of, off, on, pedal, random_piece, write_pieces
 
 
 @pytest.fixture
 def folder(tmp_path):
-    folder = tmp_path / "midi"
-    folder.mkdir()
-    for seed in range(12):
-        write_midi(random_piece(seed), folder / f"{seed:02d}.mid")
-    return folder
+    return write_pieces(tmp_path / "midi", 12)
 
 
 def documents(folder, split):
