@@ -132,7 +132,10 @@ def distance(one: Sequence[float], other: Sequence[float]) -> float:
 
 
 def table(sets: Mapping[str, Figures]) -> str:
-    """A Markdown table: a column for each set, a row for each figure. Distances are to the first set."""
+    """A Markdown table whose columns also line up as plain text: one for each set, a row for each figure.
+
+    Distances are to the first set.
+    """
     rows = {
         "notes a second": [f"{one.notes_a_second:.1f}" for one in sets.values()],
         "notes at once": [f"{one.polyphony:.2f}" for one in sets.values()],
@@ -150,8 +153,11 @@ def table(sets: Mapping[str, Figures]) -> str:
         away = [f"{distance(first.pitch_classes, one.pitch_classes):.3f}" for one in sets.values()]
         rows["distance in pitch classes, 0 to 1"] = ["", *away[1:]]
     names = [name.replace("|", "\\|") for name in sets]
-    lines = [["", *names], ["---", *("---:" for _ in sets)], *([name, *cells] for name, cells in rows.items())]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    lines = [["", *names], *([name, *cells] for name, cells in rows.items())]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    lines.insert(1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])])
+    padded = ([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines)
+    return "".join(f"| {' | '.join(line)} |\n" for line in padded)
 
 
 def compare(sets: Mapping[str, Sequence[Figures]]) -> Any:

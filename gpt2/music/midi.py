@@ -1,15 +1,18 @@
-"""MIDI files to notes and back, through symusic.
+"""MIDI files to notes and back, through mido.
 
 What is read: the notes of all tracks but drums, with the sustain pedal applied, on one time line, in canonical form
-(`notes.py`). A pedal holds the notes of its own track: a note that ends while it is down lasts until it is let go of.
-(MIDI's pedals belong to channels, which symusic makes tracks of. Where several of a file's tracks share a channel, the
-pedal acts on the one that it lies in.)
+(`notes.py`). Files of type 0 and 1 are read.
 
-symusic reads files of type 0 and 1 and leaves out notes that have no end. It gives times in ticks; seconds are worked
-out here in float64, because it has them in float32, in which an hour is a third of a millisecond wide.
+- A note ends with the first end of its pitch in its own track and channel; one that has none is left out.
+- A pedal holds the notes of its channel, in whatever tracks they and it lie: a note that ends while it is down lasts
+  until it is let go of.
+- Drums are channel 10.
+- Seconds are worked out here, from ticks, in float64.
 """
 
+from collections import defaultdict, deque
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +21,16 @@ import numpy.typing as npt
 
 from gpt2.errors import BadData, Unavailable
 from gpt2.files import write_atomically
-from gpt2.music.notes import TICKS_A_SECOND, Notes, canonical
+from gpt2.music.notes import TICKS_A_SECOND, Notes, Numbers, canonical
 
 Real = npt.NDArray[np.float64]
 
 SUFFIXES = (".mid", ".midi", ".kar")
 _PEDAL, _DOWN = 64, 64  # the controller's number, and the lowest value that counts as pressed
+_DRUMS = 9  # their channel, counted from 0
+_ENDS_AND_BEGINS = ("note_off", "note_on")
+_READ = {*_ENDS_AND_BEGINS, "control_change", "set_tempo"}
+_TICKS = 2**48  # more are no music, and float64 has fewer than 2**53
 _SMPTE = 0x8000
 _QUARTER = 500  # ticks in the files that are written: at 120 quarters a minute, each a millisecond
 
@@ -58,58 +65,51 @@ def parse_midi(data: bytes, source: str) -> Notes:
         raise damaged
     if division & _SMPTE or not division:
         raise BadData(f"{source} counts time in film frames, or in nothing; save it with ticks per quarter note.")
-    try:
-        score = _symusic().Score.from_midi(data)
-    except RuntimeError:
-        raise damaged from None
-    # In the order of the file where times are equal: the last one counts.
-    tempos = sorted(((tempo.time, tempo.mspq) for tempo in score.tempos), key=lambda change: change[0])
-    if any(tempo <= 0 for _, tempo in tempos):
+    messages = _messages(data, damaged)
+    tempos = [(time, message.tempo) for time, _, message in messages if message.type == "set_tempo"]
+    if not all(tempo for _, tempo in tempos):
         raise BadData(f"{source} has a tempo of 0, at which no time passes; mend it in a MIDI editor.")
-    tracks = [_Track(track) for track in score.tracks if not track.is_drum and len(track.notes)]
-    if not tracks:
-        what = "notes but drums" if any(len(track.notes) for track in score.tracks) else "notes"
+    rows = _played(messages)
+    music = rows[rows[:, 4] != _DRUMS]
+    if not len(music):
+        what = "notes but drums" if len(rows) else "notes"
         raise BadData(f"{source} holds no {what} (a note that never ends is not counted).")
-    starts = np.concatenate([track.starts for track in tracks])
-    if starts.min() < 0:
-        # symusic's ticks have 32 bits, and wrapped.
-        raise BadData(f"{source} lasts more than a day; cut it into pieces.")
-    stops = np.concatenate([_held(track.stops, track.pedals) for track in tracks])
+    starts, ended, pitches, velocities, channels = music.T
+    stops = ended.astype(np.float64)
+    for channel, spans in _pedals(messages).items():
+        stops = np.where(channels == channel, _held(stops, spans), stops)
     # A pedal that is never let go of holds until the music ends.
-    last = max(float(track.stops.max()) for track in tracks)
-    last = max(last, float(stops[np.isfinite(stops)].max(initial=0)))
-    stops = np.where(np.isfinite(stops), stops, last)
-    pitches = np.concatenate([track.pitches for track in tracks])
-    velocities = np.concatenate([track.velocities for track in tracks])
+    last = max(float(ended.max()), float(stops[np.isfinite(stops)].max(initial=0)))
     seconds = _Clock(tempos, division)
     try:
-        return canonical(seconds(starts), seconds(stops), pitches, velocities)
+        return canonical(seconds(starts), seconds(np.where(np.isfinite(stops), stops, last)), pitches, velocities)
     except BadData as error:
         raise BadData(f"{source}: {error}") from None
 
 
 def write_midi(notes: Notes, path: Path | str) -> None:
     """Writes notes as a MIDI file of type 1, one piano track, whole or not at all. `read_midi` gives the same notes."""
-    write_atomically(Path(path), score_of(notes).dumps_midi())
+    write_atomically(Path(path), midi_bytes(notes))
 
 
-def score_of(notes: Notes) -> Any:
-    """Notes as a `symusic.Score` in ticks of a millisecond."""
-    symusic = _symusic()
-    score = symusic.Score(_QUARTER)
-    score.tempos.append(symusic.Tempo(0, 120.0))
-    track = symusic.Track("piano", 0, False)
+def midi_bytes(notes: Notes, *, silence: int = 0) -> bytes:
+    """Notes as a MIDI file in ticks of a millisecond, which goes on for `silence` of them after the last note."""
+    mido = _mido()
     tick = 1000 // TICKS_A_SECOND
-    for onset, end, pitch, velocity in zip(
-        (tick * notes.onsets).tolist(),
-        (tick * notes.ends).tolist(),
-        notes.pitches.tolist(),
-        notes.midi_velocities.tolist(),
-        strict=True,
-    ):
-        track.notes.append(symusic.Note(onset, end - onset, pitch, velocity))
-    score.tracks.append(track)
-    return score
+    pitches = notes.pitches.tolist()
+    # What ends at a moment comes before what begins at it.
+    events = [(end, 0, pitch, 0) for end, pitch in zip((tick * notes.ends).tolist(), pitches, strict=True)]
+    events += zip(
+        (tick * notes.onsets).tolist(), [1] * len(notes), pitches, notes.midi_velocities.tolist(), strict=True
+    )
+    track, now = mido.MidiTrack([mido.MetaMessage("set_tempo", tempo=1000 * _QUARTER)]), 0
+    for time, begins, pitch, velocity in sorted(events):
+        track.append(mido.Message(_ENDS_AND_BEGINS[begins], note=pitch, velocity=velocity, time=time - now))
+        now = time
+    track.append(mido.MetaMessage("end_of_track", time=silence))
+    data = BytesIO()
+    mido.MidiFile(type=1, ticks_per_beat=_QUARTER, tracks=[track]).save(file=data)
+    return data.getvalue()
 
 
 def find_midi(paths: Sequence[Path | str]) -> list[Path]:
@@ -129,43 +129,65 @@ def find_midi(paths: Sequence[Path | str]) -> list[Path]:
     return list(found.values())
 
 
-class _Track:
-    """A track's notes as arrays, in ticks of its file, and when its pedal is down, (P, 2)."""
-
-    __slots__ = ("pedals", "pitches", "starts", "stops", "velocities")
-
-    def __init__(self, track: Any) -> None:
-        rows = track.notes.numpy()
-        self.starts = rows["time"].astype(np.float64)
-        self.stops = self.starts + rows["duration"].astype(np.float64)
-        self.pitches, self.velocities = rows["pitch"].astype(np.int64), rows["velocity"].astype(np.int64)
-        self.pedals = _pedals(track)
+# A message, its time in ticks from the beginning, and the number of its track.
+_Timed = tuple[int, int, Any]
 
 
-def _pedals(track: Any) -> Real:
-    """When a track's pedal is down, (P, 2) ticks; the last may be down for ever."""
-    # The order in the file decides between changes at one time: sorting keeps it.
-    changes = sorted(
-        ((change.time, change.value >= _DOWN) for change in track.controls if change.number == _PEDAL),
-        key=lambda change: change[0],
-    )
-    spans: list[tuple[float, float]] = []
-    begun: float | None = None
-    for time, down in changes:
-        if down and begun is None:
-            begun = time
-        elif not down and begun is not None:
-            spans.append((begun, time))
-            begun = None
-    if begun is not None:
-        spans.append((begun, np.inf))
-    return np.array(spans, dtype=np.float64).reshape(-1, 2)
+def _messages(data: bytes, damaged: BadData) -> list[_Timed]:
+    """The messages of all tracks in the order of their times; of equal ones in the file's order."""
+    mido = _mido()
+    try:
+        file = mido.MidiFile(file=BytesIO(data), clip=True)
+    except (EOFError, OSError, ValueError, LookupError, mido.KeySignatureError):
+        raise damaged from None
+    messages: list[_Timed] = []
+    for number, track in enumerate(file.tracks):
+        time = 0
+        for message in track:
+            time += message.time
+            if time > _TICKS:
+                raise damaged
+            if message.type in _READ:
+                messages.append((time, number, message))
+    messages.sort(key=lambda item: item[0])
+    return messages
+
+
+def _played(messages: Sequence[_Timed]) -> Numbers:
+    """Rows of onset, end, pitch, velocity and channel, (N, 5), in ticks, without pedals."""
+    begun: defaultdict[tuple[int, int, int], deque[tuple[int, int]]] = defaultdict(deque)
+    rows = []
+    for time, track, message in messages:
+        if message.type not in _ENDS_AND_BEGINS:
+            continue
+        sounding = begun[track, message.channel, message.note]
+        # A beginning with the velocity 0 is how most files spell an end.
+        if message.type == "note_on" and message.velocity:
+            sounding.append((time, message.velocity))
+        elif sounding:
+            # Of one pitch, what began first ends first.
+            onset, velocity = sounding.popleft()
+            rows.append((onset, time, message.note, velocity, message.channel))
+    return np.array(rows, dtype=np.int64).reshape(-1, 5)
+
+
+def _pedals(messages: Sequence[_Timed]) -> dict[int, Real]:
+    """When each channel's pedal is down, (P, 2) ticks; the last may be down for ever."""
+    down: dict[int, int] = {}
+    spans: defaultdict[int, list[tuple[float, float]]] = defaultdict(list)
+    for time, _, message in messages:
+        if message.type == "control_change" and message.control == _PEDAL:
+            if message.value >= _DOWN:
+                down.setdefault(message.channel, time)
+            elif message.channel in down:
+                spans[message.channel].append((down.pop(message.channel), time))
+    for channel, pressed in down.items():
+        spans[channel].append((pressed, np.inf))
+    return {channel: np.array(ends, dtype=np.float64) for channel, ends in spans.items()}
 
 
 def _held(stops: Real, pedals: Real) -> Real:
-    """When notes end that a pedal may hold, (N,)."""
-    if not len(pedals):
-        return stops
+    """When notes end that a pedal holds, down in the spans (P, 2), (N,)."""
     place = np.searchsorted(pedals[:, 0], stops, side="right") - 1
     down, up = pedals[place.clip(0)].T
     return np.where((place >= 0) & (down <= stops) & (stops < up), up, stops)
@@ -181,14 +203,15 @@ class _Clock:
         self._rates = np.array(list(changes.values()), dtype=np.float64) / (1e6 * division)
         self._seconds = np.concatenate([[0.0], np.cumsum(np.diff(self._ticks) * self._rates[:-1])])
 
-    def __call__(self, ticks: Real) -> Real:
+    def __call__(self, ticks: Numbers | Real) -> Real:
         place = np.searchsorted(self._ticks, ticks, side="right") - 1
         return np.asarray(self._seconds[place] + (ticks - self._ticks[place]) * self._rates[place])
 
 
-def _symusic() -> Any:
+def _mido() -> Any:
     try:
-        import symusic
+        import mido
+        import mido.midifiles.meta
     except ImportError:
-        raise Unavailable("MIDI files need symusic: install the extra `music` (see README).") from None
-    return symusic
+        raise Unavailable("MIDI files need mido: install the extra `music` (see README).") from None
+    return mido

@@ -120,5 +120,6 @@ def _whole(values: npt.ArrayLike, what: str) -> Numbers:
 
 
 def _ticks(seconds: npt.NDArray[np.float64]) -> Numbers:
-    # Half a tick goes up, always: numpy's own rounding to even would make equal lengths unequal.
-    return np.floor(seconds * TICKS_A_SECOND + 0.5).astype(np.int64)
+    # Half a tick goes up, always: numpy's own rounding to even would make equal lengths unequal. And whatever the last
+    # bits say, in which ways to work out the same seconds differ: what lacks a nanosecond to half a tick is one.
+    return np.floor(seconds * TICKS_A_SECOND + 0.5 + 1e-7).astype(np.int64)

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from gpt2.errors import BadData, Unavailable
 from gpt2.files import write_atomically
-from gpt2.music.midi import score_of
+from gpt2.music.midi import midi_bytes
 from gpt2.music.notes import Notes
 
 Samples = npt.NDArray[np.float32]
@@ -65,7 +65,11 @@ def synthesise(notes: Notes, *, sound_font: Path | None = None) -> Samples:
     import midirenderer
 
     try:
-        file = midirenderer.render_wave_from(font.read_bytes(), _midi(notes))
+        # The synthesiser stops with a file's last event.
+        music = midi_bytes(
+            replace(notes, velocities=np.maximum(notes.velocities, _SOFTEST)), silence=round(1000 * TAIL)
+        )
+        file = midirenderer.render_wave_from(font.read_bytes(), music)
     except RuntimeError as error:
         said = str(error).removeprefix("SoundFont error: ")
         raise BadData(f"{font} is no sound font that can be played ({said}); it must be an .sf2 file.") from None
@@ -122,17 +126,6 @@ def write_wav(samples: Samples, path: Path, rate: int = RATE) -> None:
             part = np.clip(samples[start : start + 10 * rate], -1, 1)
             file.writeframesraw(np.rint(part * (2**15 - 1)).astype("<i2").tobytes())
     write_atomically(Path(path), data.getvalue())
-
-
-def _midi(notes: Notes) -> bytes:
-    """The notes as a MIDI file that goes on for the tail: the synthesiser stops with a file's last event."""
-    import symusic
-
-    score = score_of(replace(notes, velocities=np.maximum(notes.velocities, _SOFTEST)))
-    quarters = (notes.seconds + TAIL) * 2  # it has 120 a minute
-    # Any controller that says nothing new would do: this one, that the pedal is up.
-    score.tracks[0].controls.append(symusic.ControlChange(round(quarters * score.tpq) + 1, 64, 0))
-    return bytes(score.dumps_midi())
 
 
 def _candidates() -> Iterator[Path]:

@@ -17,7 +17,7 @@ from tests.music import notes_of
 @pytest.fixture(scope="module")
 def font():
     pytest.importorskip("midirenderer", reason="left out: the extra `music` is not installed")
-    pytest.importorskip("symusic", reason="left out: the extra `music` is not installed")
+    pytest.importorskip("mido", reason="left out: the extra `music` is not installed")
     # The small one where it is: others take a second to read.
     small = [path for path in module._candidates() if path.name == "TimGM6mb.sf2" and path.is_file()]
     try:
