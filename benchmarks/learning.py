@@ -45,6 +45,8 @@ class Scale:
     seeds: Sequence[int] = (1, 2, 3)
     shares: Sequence[float] = (0.2, 0.3, 0.4, 0.5)
     timing_steps: int = 16
+    # Muon's own part of a step is the same for batches of any size, so its share is timed at two.
+    timing_batches: Sequence[int] = (1, 4)
 
 
 SCALES = {
@@ -162,8 +164,8 @@ def train_fast(seed: int, scale: Scale, best: Values, runs: Runs) -> dict[float,
     return done
 
 
-def time_both(scale: Scale, best: Mapping[str, Values], runs: Runs, turns: int = 3) -> dict[str, float]:
-    """Median seconds of a step of either recipe, in turns, on a little of the text."""
+def time_both(scale: Scale, best: Mapping[str, Values], runs: Runs, turns: int = 3) -> dict[str, dict[str, float]]:
+    """Median seconds of a step of either recipe, in turns, on a little of the text, by the tokens of a step."""
     data = runs.data
     if data[0].suffix == ".jsonl":
         # One text, so that little of it is held out and scored at the end.
@@ -171,19 +173,23 @@ def time_both(scale: Scale, best: Mapping[str, Values], runs: Runs, turns: int =
         with data[0].open(encoding="utf-8") as lines:
             text.write_text("\n".join(json.loads(line)["text"] for line in itertools.islice(lines, 40))[:600_000])
         data = [text]
-    seconds: dict[str, list[float]] = {"paper": [], "fast": []}
-    for turn in range(turns):
-        for recipe in seconds:
-            name = f"timing-{recipe}-{turn}"
-            options = options_of(recipe, scale, scale.timing_steps, **best[recipe])
-            options = replace(options, eval_every=0, save_every=0)
-            runs.make(name, options, data)
-            speeds = [line["tokens_per_second"] for line in runs.metrics(name) if "tokens_per_second" in line]
-            # The first steps compile and warm up.
-            tokens = options.batch_size * options.context
-            seconds[recipe] += [tokens / speed for speed in speeds[len(speeds) // 4 :]]
-            runs.drop_checkpoints(name)
-    return {recipe: statistics.median(values) for recipe, values in seconds.items()}
+    found: dict[str, dict[str, float]] = {}
+    for times in scale.timing_batches:
+        steps = max(4, scale.timing_steps // times)
+        seconds: dict[str, list[float]] = {"paper": [], "fast": []}
+        for turn in range(turns):
+            for recipe in seconds:
+                options = options_of(recipe, scale, steps, **best[recipe])
+                options = replace(options, batch_size=times * options.batch_size, eval_every=0, save_every=0)
+                tokens = options.batch_size * options.context
+                name = f"timing-{tokens}-{recipe}-{turn}"
+                runs.make(name, options, data)
+                speeds = [line["tokens_per_second"] for line in runs.metrics(name) if "tokens_per_second" in line]
+                # The first steps compile and warm up.
+                seconds[recipe] += [tokens / speed for speed in speeds[len(speeds) // 4 :]]
+                runs.drop_checkpoints(name)
+        found[str(tokens)] = {recipe: statistics.median(values) for recipe, values in seconds.items()}
+    return found
 
 
 def main() -> None:

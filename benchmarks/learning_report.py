@@ -39,11 +39,11 @@ def findings(content: dict[str, Any]) -> dict[str, Any]:
         found = share_needed(made["paper"]["validation"], ends)
         if found:
             needed[seed] = found
-    seconds = content.get("seconds_per_step")
+    timed = content.get("seconds_per_step", {})
     return {
         "share_by_seed": {seed: f"{bound} {share:.3f}".strip() for seed, (bound, share) in needed.items()},
         "share_mean": round(statistics.mean(share for _, share in needed.values()), 3) if needed else None,
-        "time_per_token_ratio": round(seconds["fast"] / seconds["paper"], 3) if seconds else None,
+        "time_per_token_ratio": {tokens: round(each["fast"] / each["paper"], 3) for tokens, each in timed.items()},
     }
 
 
