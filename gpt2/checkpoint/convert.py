@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -12,16 +13,23 @@ from gpt2.errors import BadOption
 # What models' folders hold. A folder with anything else in it is not replaced, even when that is asked for.
 _FILES = (
     *(CONFIG, "generation_config.json", "hparams.json", *TOKENIZER, *WEIGHTS),
-    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "task.json"),
     *("checkpoint", "model.ckpt*", "model-*.safetensors", "pytorch_model-*.bin"),
 )
 
 
-def convert(source: LanguageModel, to: Literal["hf", "openai"], out: Path, *, force: bool = False) -> None:
+def convert(
+    source: LanguageModel,
+    to: Literal["hf", "openai"],
+    out: Path,
+    *,
+    force: bool = False,
+    beside: Callable[[Path], None] | None = None,
+) -> None:
     """Writes a model as a Hugging Face directory (`hf`, in the network's dtype) or OpenAI's folder (`openai`, float32).
 
     A folder with anything in it is not touched, unless `force` says to replace it, and then only if nothing but a
-    model is in it.
+    model is in it. beside: puts more into a Hugging Face directory.
 
     Raises BadOption for a target that exists, that cannot be written or that is not known, and for a model that
     OpenAI's code would run as something else; Unavailable for `openai` without TensorFlow.
@@ -45,7 +53,7 @@ def convert(source: LanguageModel, to: Literal["hf", "openai"], out: Path, *, fo
             )
     try:
         if to == "hf":
-            write_directory(source.network, source.tokenizer, out)
+            write_directory(source.network, source.tokenizer, out, beside=beside)
         else:
             from gpt2.checkpoint.openai import write_openai
 

@@ -23,9 +23,7 @@ _SMALL = (
     "added_tokens.json",
 )
 
-_INSTEAD = (
-    "download it where there is a network and pass its folder's path, or leave --model out to use the model that ships"
-)
+_INSTEAD = "download it where there is a network and pass its folder's path, or take the model that ships, bookworm"
 
 
 def fetch(name: str, revision: str | None = None, *, weights: bool = True) -> Path:

@@ -6,6 +6,7 @@ It opens no weights itself: each format has a file of its own.
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -97,7 +98,7 @@ def locate(name: str | Path, revision: str | None = None, *, weights: bool = Tru
 
     In this order: a model that ships in the package; `gpt2`, `gpt2-medium`, `gpt2-large` or `gpt2-xl` (OpenAI's, on
     the hub as openai-community/...); a path that exists; `owner/name` on the hub. A training run's folder means its
-    latest checkpoint.
+    latest checkpoint, a fine-tuning's the one with the lowest validation loss.
 
     Raises Unavailable for a name that is none of these or that cannot be fetched, BadCheckpoint for a path with
     nothing there, BadOption for a revision of something that has none.
@@ -133,17 +134,26 @@ def _fetch(name: str, revision: str | None, weights: bool) -> Path:
 
 
 def _latest(path: Path) -> Path:
-    """A run folder's newest checkpoint; any other path as it is."""
+    """A run folder's newest checkpoint, a fine-tuning's best; any other path as it is."""
     checkpoints = path / "checkpoints"
     if not checkpoints.is_dir() or (path / huggingface.CONFIG).is_file():
         return path
-    pointer = path / "latest"
+    # A fine-tuning goes on until it learns by heart: its last weights are seldom the ones that are wanted.
+    pointer = path / ("best" if (path / "best").is_file() and _is_finetuning(path) else "latest")
     if not pointer.is_file():
         raise BadCheckpoint(f"{path} is a training run without a checkpoint so far: it has no file `latest`.")
     step = pointer.read_text(encoding="utf-8").strip()
     if step in ("", "..") or Path(step).name != step or not (checkpoints / step).is_dir():
         raise BadCheckpoint(f"{pointer} names {step!r}, which is no folder in {checkpoints}.")
     return checkpoints / step
+
+
+def _is_finetuning(path: Path) -> bool:
+    try:
+        run = tomllib.loads((path / "recipe.toml").read_text(encoding="utf-8")).get("run")
+    except (OSError, ValueError):
+        return False
+    return isinstance(run, dict) and "finetune" in run
 
 
 def _adapted(path: Path, adapter: str | Path | None) -> tuple[Path, Path | None]:

@@ -1,5 +1,6 @@
 """`gpt2 convert`: a checkpoint from one format to another."""
 
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -26,6 +27,11 @@ def command(
 ) -> None:
     """Convert a checkpoint: Hugging Face, OpenAI (TensorFlow), nanoGPT or llm.c in; Hugging Face or OpenAI out."""
     from gpt2.checkpoint import convert, load
+    from gpt2.tasks import read_task, write_task
 
-    convert(load(model, revision=revision, dtype=dtype.value), to.value, out, force=force)
+    source = load(model, revision=revision, dtype=dtype.value)
+    task = None if source.path is None else read_task(source.path)
+    convert(source, to.value, out, force=force, beside=None if task is None else lambda path: write_task(task, path))
+    if task is not None and to is Format.openai:
+        print(f"gpt2: note: OpenAI's format has no place for the task {task.name!r}; it is left out", file=sys.stderr)
     print(f"{out} holds {model} as {to.value}")

@@ -50,7 +50,9 @@ def command(
             show_default=False,
         ),
     ] = None,
-    text_field: Annotated[str, typer.Option(help="Field with the text, in .jsonl and .parquet files.")] = "text",
+    text_field: Annotated[
+        str, typer.Option(help="Field with the text, in .jsonl and .parquet files (of a corpus, too).")
+    ] = "text",
     stride: Annotated[
         int | None, typer.Option(help="How far windows move, in tokens.", show_default="half the window")
     ] = None,
@@ -128,6 +130,7 @@ def command(
     elif overlap is not None:
         document, show = look_up(
             overlap,
+            text_field,
             n,
             lambda: (
                 (_read(files or [], text_field, limit), {})

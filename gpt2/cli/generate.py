@@ -185,7 +185,8 @@ def command(
     )
     if request is not None:
         language_model = load_model(model, revision, device, dtype, threads)
-        way, rows = request.asked(language_model)
+        with _notes_if_well():
+            way, rows = request.asked(language_model)
         small = None if draft is None else load_model(draft, None, device, dtype, threads)
         engine = _engine(language_model, len(rows) * n, compile, threads, lookup=lookup, draft=small)
         options = tasks.chosen(way, options, given)
@@ -247,7 +248,7 @@ def _ask(
 
     def write(file: IO[str], done: "list[tuple[int, Reply]]") -> None:
         if as_json:
-            _write_json(file, tasks.documents(way, done, _document), several=several)
+            _write_json(file, tasks.documents(way, names, done, _document), several=several)
         else:
             tasks.write(file, names, done)
 
@@ -325,6 +326,15 @@ def _notes_last() -> Iterator[None]:
     finally:
         for note in caught:
             warnings.warn_explicit(note.message, note.category, note.filename, note.lineno)
+
+
+@contextmanager
+def _notes_if_well() -> Iterator[None]:
+    """Notices are told when nothing was wrong: a mistake is one line."""
+    with warnings.catch_warnings(record=True) as caught:
+        yield
+    for note in caught:
+        warnings.warn_explicit(note.message, note.category, note.filename, note.lineno)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ _ROWS, _LENGTH = 10, 240
 
 
 def overlap(
-    corpus: str, n: int, documents: "Callable[[], tuple[list[Document], dict[str, Any]]]"
+    corpus: str, text_field: str, n: int, documents: "Callable[[], tuple[list[Document], dict[str, Any]]]"
 ) -> tuple[dict[str, Any], Callable[[], None]]:
     """The answer as JSON, and what shows it to people.
 
@@ -26,7 +26,7 @@ def overlap(
     from gpt2.evaluation.overlap import corpus_texts
     from gpt2.evaluation.overlap import overlap as study
 
-    texts = corpus_texts(corpus)
+    texts = corpus_texts(corpus, text_field)
     held, about = documents()
     with bar() as progress:
         found = study(held, texts, n, progress=lambda done, _: progress("documents of the corpus", done, None))

@@ -89,6 +89,8 @@ class Progress:
 
     def note(self, text: str) -> None:
         """A line that stays."""
+        # Data, and what a young model writes, may hold bytes that a terminal would obey.
+        text = "".join(each if each.isprintable() or each in "\n\t" else "\N{REPLACEMENT CHARACTER}" for each in text)
         # A terminal gets whole words; a file and a pipe lines as they are.
         self._console.print(text, markup=False, emoji=False, soft_wrap=not self._console.is_terminal)
         self._said_at = time.monotonic()
@@ -117,9 +119,7 @@ class Progress:
         )
 
     def sample(self, step: int, text: str) -> None:
-        # A young model writes bytes that a terminal would obey.
-        shown = "".join(each if each.isprintable() or each == "\n" else "\N{REPLACEMENT CHARACTER}" for each in text)
-        indented = "\n".join(f"    {line}" for line in shown.strip().splitlines())
+        indented = "\n".join(f"    {line}" for line in text.strip().splitlines())
         self.note(f"sample at step {step}:\n{indented}")
 
     def _line(self, step: int, validation: str) -> None:

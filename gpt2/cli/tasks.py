@@ -85,7 +85,14 @@ class Request:
             raise BadOption(f"--field: the task {way.name} has the columns {', '.join(wanted)}, and no single text.")
         problems = Problems(skip=True)
         try:
-            found = list(read_rows([str(file)], list(columns.values()), problems))
+            read = read_rows([str(file)], list(columns.values()), problems)
+            found = []
+            for _, number, row in read:
+                # As a line that is no JSON: one cell without text stops no batch.
+                if empty := next((column for column in columns.values() if not row[column].strip()), None):
+                    problems.add(str(file), number, f"empty {empty}")
+                else:
+                    found.append((number, row))
         except BadData as error:
             hint = " --field names the column of the text." if way.text in wanted and self.field is None else ""
             what = str(error).removesuffix(" The template's braces name columns.")
@@ -94,7 +101,7 @@ class Request:
             warnings.warn(note, Notice, stacklevel=2)
         if not found:
             raise BadPrompt(f"{file} has no row that can be used.")
-        for _, number, row in found:
+        for number, row in found:
             yield f"{file}, {number}", {name: row[column] for name, column in columns.items()}
 
 
@@ -135,11 +142,15 @@ def write(file: IO[str], names: Sequence[str], done: "Sequence[tuple[int, Reply]
 
 
 def documents(
-    way: "Way", done: "Sequence[tuple[int, Reply]]", document: "Callable[[str, Completion], dict[str, Any]]"
+    way: "Way",
+    names: Sequence[str],
+    done: "Sequence[tuple[int, Reply]]",
+    document: "Callable[[str, Completion], dict[str, Any]]",
 ) -> list[dict[str, Any]]:
-    """`generate --json`'s objects, with the answer as `text`, all that was written as `raw`, and tokens cut."""
+    """`generate --json`'s objects, with the answer as `text`, all that was written as `raw`, tokens cut, and the file
+    and line that were asked about as `source`."""
     return [
         document(reply.prompt, reply.completion)
-        | {"text": reply.text, "raw": reply.raw, "task": way.name, "cut_tokens": reply.cut}
-        for _, reply in done
+        | {"text": reply.text, "raw": reply.raw, "task": way.name, "cut_tokens": reply.cut, "source": names[number]}
+        for number, reply in done
     ]

@@ -30,6 +30,7 @@ from gpt2.generation.shared import engine_of
 
 try:
     import lm_eval.tasks
+    import yaml
     from lm_eval import evaluator
     from lm_eval.api.model import TemplateLM
     from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
     from gpt2.checkpoint import LanguageModel
 
 VERSION = version("lm_eval")
+# The library's own tasks.
+_SHIPPED = Path(lm_eval.tasks.__file__).parent
 # Resamples for the standard error of a metric that has no formula for it. The harness' own 100,000 take minutes.
 _RESAMPLES = 1000
 # What its Hugging Face backend takes where a task does not say: tokens to generate, and transformers' top_k.
@@ -198,9 +201,14 @@ class _Tasks(TaskManager):  # type: ignore[misc]
                     loaded[kind] |= found
             except Exception as error:
                 reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+                what = f"The task {name} cannot be had ({type(error).__name__}: {reason:.200})."
+                entry = self.task_index.get(name)
+                file = Path(name) if entry is None else entry.yaml_path
+                if file is not None and not file.is_relative_to(_SHIPPED):
+                    raise BadData(f"{what} It is a task of your own: mend {file}, or what that names.") from None
                 raise Unavailable(
-                    f"The task {name} cannot be had ({type(error).__name__}: {reason:.200}). Its data come from the "
-                    "hub by name; without a network, give tasks with data files of your own (--include-path)."
+                    f"{what} Its data come from the hub by name; without a network, give tasks with data files of your "
+                    "own (--include-path)."
                 ) from None
         return loaded
 
@@ -223,6 +231,8 @@ class Tasks:
             if not matches:
                 near = get_close_matches(name, self.manager.all_tasks, 3)
                 like = f"; there are {', '.join(near)}" if near else ""
+                if broken := None if include_path is None else _broken(include_path):
+                    raise BadData(f"There is no task {name!r}, and {broken}.")
                 raise BadOption(f"lm-evaluation-harness {VERSION} has no task {name!r}{like}.")
             self.names += [match for match in matches if match not in self.names]
 
@@ -230,14 +240,24 @@ class Tasks:
 def _index(names: Sequence[str], include_path: Path | None) -> TaskManager:
     """An index that has the names. That of all the library's tasks takes many seconds, so it is made last."""
     own = [] if include_path is None else [include_path]
-    shipped = Path(lm_eval.tasks.__file__).parent
-    near = [folder for folder in sorted(shipped.iterdir()) if any(name.startswith(folder.name) for name in names)]
+    near = [folder for folder in sorted(_SHIPPED.iterdir()) if any(name.startswith(folder.name) for name in names)]
     for folders in ([*own], [*near, *own]):
         small = _Tasks(include_path=folders, include_defaults=False) if folders else None
         # Groups and tags may have members elsewhere.
         if small is not None and set(names) <= set(small.all_subtasks):
             return small
     return _Tasks(include_path=own or None)
+
+
+def _broken(folder: Path) -> str | None:
+    """What is wrong with a file of tasks; the library passes over what it cannot read."""
+    for file in sorted(folder.rglob("*.y*ml")):
+        try:
+            # The structure alone: tasks have tags of the library's.
+            yaml.compose(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            return f"{file} is no YAML: {' '.join(str(error).split()):.200}"
+    return None
 
 
 def evaluate(

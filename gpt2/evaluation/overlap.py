@@ -93,7 +93,11 @@ def overlap(
     grams = [gram_hashes(each, n) for each in words]
     wanted = Wanted(np.concatenate([_NONE, *grams]))
     if not len(wanted.known):
-        raise BadData(f"None of the texts has {n} words in a row, so there is nothing to look for.")
+        most = max((len(each) for each in words), default=0)
+        raise BadData(
+            f"None of the texts has {n} words in a row (the longest has {most:,}), so there is nothing "
+            "to look for. Of samples that ended early take more (--samples), or longer ones (--max-tokens)."
+        )
     read = read_words = 0
     for text in corpus:
         before = _NONE
@@ -191,11 +195,12 @@ class Wanted:
         return self.met[np.searchsorted(self.known, hashes)]
 
 
-def corpus_texts(path: str) -> Iterator[str]:
+def corpus_texts(path: str, text_field: str = "text") -> Iterator[str]:
     """The documents of a corpus, one at a time: of its training shards, or of files, folders and globs of text.
 
     Text is what `gpt2 corpus build` reads (.txt, .md, .jsonl and .parquet, compressed too); pages must be built into a
-    corpus first. Raises BadData, naming the place, for what is not there, is damaged or cannot be read.
+    corpus first. text_field: of .jsonl and .parquet files. Raises BadData, naming the place, for what is not there, is
+    damaged or cannot be read.
     """
     from gpt2.evaluation.texts import read_texts
     from gpt2.training.data import is_tokens
@@ -203,7 +208,7 @@ def corpus_texts(path: str) -> Iterator[str]:
     place = Path(path).expanduser()
     if place.exists() and is_tokens(place):
         return _shard_texts(place)
-    return (document.text for document in read_texts([path], strict=False))
+    return (document.text for document in read_texts([path], text_field, strict=False))
 
 
 def _shard_texts(place: Path) -> Iterator[str]:

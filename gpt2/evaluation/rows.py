@@ -204,8 +204,15 @@ def item(context: Sequence[int], continuation: Sequence[int], window: int) -> "I
 
 
 def accuracy(right: Sequence[bool]) -> tuple[float, tuple[float, float] | None]:
-    """The share that is right in %, and its interval. Denominator: all items."""
-    return average([100.0 * each for each in right])
+    """The share that is right in %, and its interval. Denominator: all items.
+
+    Where all are right or none is, resampling would say that this is certain: there it is Clopper and Pearson's.
+    """
+    share, drawn = average([100.0 * each for each in right])
+    if drawn is None or 0 < share < 100:
+        return share, drawn
+    beyond = 100 * 0.025 ** (1 / len(right))
+    return share, (beyond, 100.0) if share else (0.0, 100.0 - beyond)
 
 
 def average(values: Sequence[float]) -> tuple[float, tuple[float, float] | None]:

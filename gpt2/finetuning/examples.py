@@ -313,6 +313,8 @@ class _Making:
             note(f"cut: {cut:,} prompts at the end of their longest field, to {fit}")
         if not found:
             names = ", ".join(places[:3])
+            if not problems.rows:
+                raise BadData(f"{names}: there are no rows.")
             raise BadData(
                 f"{names}: of {problems.rows:,} rows none can be learnt from ({problems.count:,} cannot be used, "
                 f"{empty:,} have an empty target, {long:,} one that does not {fit})"

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpt2.checkpoint.adapter import Adapter, read_adapter, write_adapter
-from gpt2.errors import BadOption
+from gpt2.checkpoint.adapter import Adapter, base_mark, read_adapter, write_adapter
+from gpt2.errors import BadCheckpoint, BadOption
 from gpt2.model import GPT2, Projection
 from gpt2.tokenizer import Tokenizer
 from gpt2.training.options import TrainingOptions
@@ -106,11 +106,18 @@ class Lora:
         return dataclasses.replace(options, parallel="ddp")
 
     def adapt(self, network: GPT2, options: TrainingOptions, checkpoint: Path | None) -> GPT2:
-        """The network with adapters, new ones or a checkpoint's."""
+        """The network with adapters, new ones or a checkpoint's. Raises BadCheckpoint for one of another base."""
         adapt(network, self.rank, self.alpha, self.targets, options.seed)
         if checkpoint is not None:
-            kept = read_adapter(checkpoint)
-            for name, module in adapters(network).items():
+            kept, found = read_adapter(checkpoint), adapters(network)
+            if kept.mark and kept.mark != base_mark(
+                {f"{name}.weight": each.base.weight for name, each in found.items()}
+            ):
+                raise BadCheckpoint(
+                    f"{checkpoint} was learnt on other weights than {self.base} has now; give it the former ones back, "
+                    "or begin a new run."
+                )
+            for name, module in found.items():
                 lora_a, lora_b = kept.parts(name)
                 with torch.no_grad():
                     module.lora_A.copy_(lora_a)

@@ -5,6 +5,7 @@ protocols. Accuracy is the share of rows whose label is the likeliest of all lab
 text, so that labels of several tokens, or with the same first one, are compared fairly.
 """
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -109,6 +110,8 @@ def measured(model: "LanguageModel", task: Task, rows: Sequence[Row], scores: Se
         return found
     if task.labels:
         found["accuracy"] = accuracy(model, task, rows)
+        # What is reached by always giving the commonest label of these rows.
+        found["commonest_label"] = Counter(map(task.template.target, rows)).most_common(1)[0][1] / len(rows)
     if scores:
         given = answers(model, task, rows)
         found |= rouge(given) if "rouge" in scores else {}

@@ -41,7 +41,11 @@ class FinetuneOptions:
     rows: int = _option(0, "Most rows that are read: of a large dump, or a set on the hub. 0: all.")
     held_out: str = _option("", "A file with rows to validate on; none: a share of the rows (--validation).")
     skip_bad: bool = _option(False, "Leave out rows that cannot be used, and count them.")
-    score: str = _option("", "Scores of the answers at the end: rouge, bleu, both by comma (extra `finetune`).")
+    score: str = _option(
+        "",
+        "Scores of the answers at the end: rouge, bleu, both by comma (extra `finetune`); --score= for "
+        "none where a recipe has some.",
+    )
     examples: int = _option(3, "Held-out examples that are shown with the answers before and after.")
     scored: int = _option(200, "Most held-out examples that are answered for --score or labelled for --classify.")
 

@@ -83,7 +83,7 @@ def find_tables(places: Sequence[str]) -> list[Path | str]:
         elif path.exists():
             raise BadData(
                 f"{path} is of no kind that has rows ({', '.join((*TABLES, *WIKIPEDIA))}); "
-                "a plain text is trained on without a template."
+                "JSON must be one object a line (.jsonl), and a plain text is trained on without a template."
             )
         elif _HUB_NAME.fullmatch(place) and not kind_of(path):
             found[place] = place
@@ -136,7 +136,12 @@ def read_rows(places: Sequence[str], columns: Sequence[str], problems: Problems)
 
 
 def _kind(value: Any) -> str:
-    return "half characters" if isinstance(value, str) else f"a {type(value).__name__}, not text"
+    return "half characters" if isinstance(value, str) else f"{_name_of(value)}, not text"
+
+
+def _name_of(value: Any) -> str:
+    """What JSON calls a value that is no text and no number."""
+    return {dict: "an object", list: "a list", type(None): "null"}.get(type(value), f"a {type(value).__name__}")
 
 
 def _unit(place: Path | str) -> str:
@@ -183,7 +188,7 @@ def _jsonl(file: Path, columns: Sequence[str]) -> _Records:
             except (ValueError, RecursionError) as error:
                 yield number, f"no JSON: {str(error).split(':')[0]}"
                 continue
-            yield number, record if isinstance(record, dict) else f"a {type(record).__name__}, not an object"
+            yield number, record if isinstance(record, dict) else f"{_name_of(record)}, not an object"
 
 
 def _csv(file: Path, columns: Sequence[str]) -> _Records:
@@ -218,7 +223,7 @@ def _csv(file: Path, columns: Sequence[str]) -> _Records:
                     dict(zip(header, values, strict=True)) if same else f"{len(values)} values, not {len(header)}",
                 )
         except UnicodeDecodeError as error:
-            raise BadData(f"{file} is not UTF-8 text: {error.reason} near line {reader.line_num + 1}.") from None
+            raise BadData(f"{file} is not UTF-8 text ({error.reason}); save it as UTF-8.") from None
         finally:
             stream.detach()
 
@@ -254,7 +259,10 @@ def _parquet(file: Path, columns: Sequence[str]) -> _Records:
 def _check_columns(file: Path, there: Sequence[str], wanted: Sequence[str]) -> None:
     missing = [name for name in wanted if name not in there]
     if missing:
-        raise BadData(_NO_COLUMN.format(source=file, name=missing[0], there=_listed(there)))
+        hint = ""
+        if len(there) == 1 and (other := next((mark for mark in ";\t|" if mark in there[0]), None)):
+            hint = f" Its columns seem to be separated by {other!r}; save it with commas."
+        raise BadData(_NO_COLUMN.format(source=file, name=missing[0], there=_listed(there)) + hint)
 
 
 def _hub(place: str, columns: Sequence[str]) -> _Records:

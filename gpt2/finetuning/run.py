@@ -19,13 +19,14 @@ from gpt2.finetuning.lora import Lora
 from gpt2.finetuning.measure import answers, check_scores, measured, shared_beginnings
 from gpt2.finetuning.options import FinetuneOptions
 from gpt2.finetuning.rows import Row
-from gpt2.tasks.template import TASK, Task, Template, read_task
+from gpt2.tasks.template import TASK, Task, Template, read_task, write_task
 from gpt2.training.begin import is_path
 from gpt2.training.loop import resume, train
 from gpt2.training.options import TrainingOptions, shorter_warmup
 from gpt2.training.processes import is_first
 from gpt2.training.reporter import Reporter, Result, Sample, Silent
 from gpt2.training.run import RunFolder
+from gpt2.training.words import counted
 from gpt2.training.work import Form, Note, Whole, Work, open_text
 
 if TYPE_CHECKING:
@@ -65,6 +66,9 @@ def finetune(
     if not options.init:
         raise BadOption("init is empty, but a fine-tuning begins from a model: name one with --init.")
     check_scores(tuning.scores)
+    if is_first():
+        # Before the data are read and answers written, which may take minutes.
+        RunFolder.create(out, _work(options, tuning, [], None, None))
     reporter = _of_first(reporter)
     model = load(options.init)
     options = options.changed({"init": _base_name(options.init, tuning)})
@@ -125,10 +129,7 @@ def export(run: Path, out: Path) -> None:
         raise BadOption(f"{out} is there already; choose another place for the model.")
     model, task = load(best), read_task(best)
 
-    def beside(folder: Path) -> None:
-        if task is not None:
-            (folder / TASK).write_text(task.to_json(), encoding="utf-8")
-
+    beside = None if task is None else lambda folder: write_task(task, folder)
     write_directory(model.network, model.tokenizer, out, beside=beside)
 
 
@@ -197,6 +198,10 @@ def _task(tuning: FinetuneOptions, rows: Rows, options: TrainingOptions, note: N
             raise BadOption(
                 f"classify is for 2 to {_MOST_LABELS} labels, and these rows have {len(labels):,} different targets."
             )
+        if unseen := sum(tuple(rows.held.target(index)) not in ids for index in range(len(rows.held))):
+            note(f"{counted(unseen, 'held-out row')} of {len(rows.held):,} have labels that no row to learn from has")
+        if len({" ".join(label.split()).casefold() for label in labels}) < len(labels):
+            note(f"some labels differ in spaces or capitals alone: {', '.join(map(repr, labels))}")
         if same := shared_beginnings([rows.tokenizer.encode(label) for label in labels]):
             note(f"{same} of {len(labels)} labels share their first token with another: labels are scored whole")
     # An answer has its end, too, and leaves the prompt at least half of the window.
@@ -251,7 +256,8 @@ def _told(model: LanguageModel, task: Task, rows: Sequence[Row]) -> str:
     lines = []
     for answer in answers(model, task, rows):
         end = answer.prompt if len(answer.prompt) <= 300 else f"... {answer.prompt[-300:]}"
-        lines.append(f"--- {end}\n    wanted: {answer.target}\n    answer: {answer.text}")
+        wanted, text = (each.replace("\n", "\n            ") for each in (answer.target, answer.text))
+        lines.append(f"--- {end}\n    wanted: {wanted}\n    answer: {text}")
     return "\n".join(lines)
 
 
@@ -269,6 +275,6 @@ def _done(result: Result, tuning: FinetuneOptions, rows: Rows | None, reporter: 
         scores = measured(model, task, wanted, tuning.scores)
         if scores:
             told = ", ".join(f"{name} {value:.4g}" for name, value in scores.items() if isinstance(value, float))
-            reporter.note(f"{best.name}, {scores['rows']} held-out rows: {told}")
+            reporter.note(f"{best.name}, {counted(scores['rows'], 'held-out row')}: {told}")
             write_atomically(result.path / SCORES, (json.dumps(scores, indent=2) + "\n").encode())
     return Outcome(result, best, task, scores)

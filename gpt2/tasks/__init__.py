@@ -8,12 +8,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from gpt2.tasks.prompts import TASKS, Way
-from gpt2.tasks.template import Task, Template, read_task
+from gpt2.tasks.template import Task, Template, read_task, write_task
 
 if TYPE_CHECKING:
     from gpt2.tasks.asking import Reply, ask, find, replies
 
-__all__ = ["TASKS", "Reply", "Task", "Template", "Way", "ask", "find", "read_task", "replies"]
+__all__ = ["TASKS", "Reply", "Task", "Template", "Way", "ask", "find", "read_task", "replies", "write_task"]
 
 
 def __getattr__(name: str) -> Any:

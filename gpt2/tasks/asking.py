@@ -100,7 +100,9 @@ def find(
     name = "" if own is None else own.name or "finetuned"
     if own is not None and task == name:
         if to is not None:
-            raise BadOption(f"to is for the task translate; this checkpoint was fine-tuned for {name} by itself.")
+            raise BadOption(
+                f"to is for the paper's prompts; this checkpoint's own {name} goes one way, so leave it out."
+            )
         if question is not None and QUESTION not in own.template.prompt_fields:
             raise BadOption(f"This checkpoint's task {name} has no field {{{QUESTION}}}; leave the question out.")
         _say_once(model, f"own {name}", f"{model.source} was fine-tuned for {name!r}: it is asked by its own template.")

@@ -240,6 +240,11 @@ class Task:
             raise BadCheckpoint(f"{source} is no task that was written here ({error}).") from None
 
 
+def write_task(task: Task, folder: Path) -> None:
+    """Puts the task into a model's directory."""
+    (folder / TASK).write_text(task.to_json(), encoding="utf-8")
+
+
 def read_task(folder: Path) -> Task | None:
     """The task of a model's directory; None where there is none. Raises BadCheckpoint for a damaged one."""
     path = folder / TASK

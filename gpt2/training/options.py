@@ -35,7 +35,11 @@ class TrainingOptions:
     Some fields say where and how a run is computed, not what is learnt (`HOW`): a run may go on with others.
     """
 
-    init: str = _option("", "A model to begin with, by name or folder: its shape and vocabulary. None: random weights.")
+    init: str = _option(
+        "",
+        "A model to begin with, by name or folder: its shape and vocabulary. `gpt2 train`: none, random weights; `gpt2 "
+        "finetune`: the recipe's, gpt2 (fetched from the hub); bookworm ships.",
+    )
     n_layer: int = _option(6, "Blocks.", least=1)
     n_head: int = _option(6, "Attention heads.", least=1)
     n_embd: int = _option(384, "Width of the model.", least=1)

@@ -58,6 +58,10 @@ def test_a_translation_from_rows_to_a_whole_model(gpt2, model_path, rows, tmp_pa
     assert json.loads((out / "task.json").read_text())["target"] == " {fr}"
     assert gpt2("generate", "one 7 =", "--model", out, "--max-tokens", "3", "--temperature", "0").code == 0
     assert gpt2("generate", "one 7 =", "--model", run, "--max-tokens", "3", "--temperature", "0").code == 0
+    # Converted, it knows its task as when it is exported.
+    assert gpt2("convert", run, "--to", "hf", "--out", tmp_path / "converted").code == 0
+    assert (tmp_path / "converted" / "task.json").read_bytes() == (out / "task.json").read_bytes()
+    assert gpt2("convert", run, "--to", "hf", "--out", tmp_path / "converted", "--force").code == 0
     answer = gpt2("finetune", "--resume", run, "--steps", "8")
     assert answer.code == 0, answer.err
     assert "Done. The best checkpoint:" in answer.out

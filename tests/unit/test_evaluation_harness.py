@@ -334,7 +334,7 @@ def test_tasks_that_cannot_be_had(tiny, tmp_path, monkeypatch):
 
     folder = write_tasks(tmp_path, {"last_word": [{"text": "a b"}], "endings": []})
     (tmp_path / "last_word.jsonl").unlink()
-    with pytest.raises(Unavailable, match=r"The task last_word cannot be had .*--include-path"):
+    with pytest.raises(BadData, match=r"The task last_word cannot be had .* a task of your own: mend .*last_word.yaml"):
         evaluate(load(str(tiny)), Tasks(["last_word"], folder))
     with pytest.raises(BadOption, match="no folder of tasks"):
         Tasks(["last_word"], tmp_path / "nowhere")
@@ -347,6 +347,10 @@ def test_tasks_that_cannot_be_had(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(room, "_Tasks", small)
     with pytest.raises(BadOption, match="no task 'last_wort'; there are last_word"):
         Tasks(["last_wort"], folder)
+    (folder / "third.yaml").write_text("task: third\n  dataset_path: [\n")
+    with pytest.raises(BadData, match=r"no task 'third', and .*third.yaml is no YAML: "):
+        Tasks(["third"], folder)
+    (folder / "third.yaml").unlink()
     assert Tasks(["*", "endings"], folder).names == ["endings", "last_word"]
     assert Tasks([str(folder / "endings.yaml")], folder).names == [str(folder / "endings.yaml")]
 

@@ -106,7 +106,7 @@ def test_short_texts_empty_corpora_and_bad_lengths():
     assert found.documents[0].share is None
     assert found.documents[0].words == 3
     assert found.total.share == 1
-    with pytest.raises(BadData, match="None of the texts has 8 words in a row"):
+    with pytest.raises(BadData, match=r"None of the texts has 8 words in a row \(the longest has 3\)"):
         overlap([short], [TEXT])
     with pytest.raises(BadData, match="The corpus holds no words"):
         overlap([Document("a", TEXT)], ["...", ""])

@@ -203,3 +203,14 @@ def test_figures_by_hand():
     assert value == pytest.approx(math.exp(2))
     assert spread == pytest.approx((math.exp(2), math.exp(2)))
     assert perplexity([(1.0, 2.0)]) == (pytest.approx(math.exp(0.5)), None)
+
+
+def test_few_items_that_are_all_right_or_wrong_are_not_certain():
+    from scipy.stats import binomtest
+
+    for right, of in ((0, 3), (3, 3), (0, 100)):
+        share, interval = accuracy([True] * right + [False] * (of - right))
+        exact = binomtest(right, of).proportion_ci(0.95, "exact")
+        assert share == 100 * right / of
+        assert interval == pytest.approx((100 * exact.low, 100 * exact.high))
+    assert accuracy([True])[1] is None

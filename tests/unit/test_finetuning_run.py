@@ -10,8 +10,8 @@ import pytest
 import torch
 import torch.multiprocessing
 
-from gpt2.checkpoint import load, read_directory, write_directory
-from gpt2.errors import BadOption, ContextOverflow, Error, Notice
+from gpt2.checkpoint import load, locate, read_directory, write_directory
+from gpt2.errors import BadCheckpoint, BadOption, ContextOverflow, Error, Notice
 from gpt2.finetuning import (
     FinetuneOptions,
     export,
@@ -194,6 +194,49 @@ def test_examples_before_and_after_and_labels_scored_whole(place, tmp_path):
     assert 0 <= outcome.scores["accuracy"] <= 1
 
 
+def test_labels_that_were_never_seen_or_differ_in_spaces_are_told(place, tmp_path):
+    rows = [{"text": f"t{n}", "label": ("yes", "no", "Yes")[n % 3]} for n in range(30)]
+    held = [{"text": f"u{n}", "label": ("yes", "maybe", "yes", "yes")[n]} for n in range(4)]
+    for name, each in (("rows", rows), ("held", held)):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in each))
+    recorder = Recorder()
+    tuning = FinetuneOptions(template=TEMPLATE, classify=True, examples=0, held_out=str(tmp_path / "held.jsonl"))
+    options = replace(options_for(place / "base"), steps=2, warmup_steps=0)
+    outcome = finetune(options, tuning, [tmp_path / "rows.jsonl"], tmp_path / "run", recorder)
+    assert any("1 held-out row of 4 have labels that no row to learn from has" in note for note in recorder.notes)
+    assert any("some labels differ in spaces or capitals alone: ' Yes', ' no', ' yes'" in n for n in recorder.notes)
+    assert outcome.scores["commonest_label"] == 0.75
+    assert outcome.scores["accuracy"] <= 0.75
+
+
+def test_a_base_with_other_weights_is_not_gone_on_with(place, tmp_path):
+    base = tmp_path / "base"
+    model = load(place / "base")
+    write_directory(model.network, model.tokenizer, base)
+    tuning = FinetuneOptions(template=TEMPLATE, lora=2, examples=0)
+    options = replace(options_for(base), steps=2, warmup_steps=0)
+    finetune(options, tuning, [place / "rows.jsonl"], tmp_path / "run", Recorder())
+    with torch.no_grad():
+        model.network.h[0].attn.c_attn.weight.add_(0.1)
+    write_directory(model.network, model.tokenizer, base)
+    with pytest.raises(BadCheckpoint, match="was learnt on other weights than"):
+        go_on(tmp_path / "run", Recorder(), changes={"steps": 4}, allow_changes=True)
+
+
+def test_a_run_that_is_there_is_told_before_the_data_are_read(place, tmp_path):
+    run(place, tmp_path / "run", steps=1, warmup_steps=0)
+    recorder = Recorder()
+    with pytest.raises(BadOption, match="is there already"):
+        finetune(
+            options_for(place / "base"),
+            FinetuneOptions(template=TEMPLATE),
+            ["no/rows.jsonl"],
+            tmp_path / "run",
+            recorder,
+        )
+    assert not recorder.notes
+
+
 def test_accuracy_is_counted_over_whole_labels(place, tmp_path):
     """By the network itself, label by label; two of the labels begin alike, and one is the other's beginning."""
     from gpt2.finetuning.measure import accuracy
@@ -245,6 +288,9 @@ def test_early_stopping_ends_a_run_and_the_best_is_named(place, tmp_path):
     assert not outcome.result.interrupted
     assert outcome.best.name == f"step-{best:06d}"
     assert any("no better validation since" in note for note in recorder.notes)
+    # Who asks the run asks its best, and not its last.
+    assert locate(tmp_path / "run") == outcome.best
+    assert (tmp_path / "run" / "latest").read_text().strip() != outcome.best.name
     before = measured(tmp_path / "run")
     again = go_on(tmp_path / "run", Recorder())
     assert again.result.step == outcome.result.step
