@@ -1,17 +1,19 @@
 """What a fine-tuned model answers, and how good that is: examples to look at, ROUGE, BLEU, accuracy among labels.
 
-Answers are greedy, from the engine that generates everywhere. rouge-score and sacrebleu score them, by their own
-protocols. Accuracy is the share of rows whose label is the likeliest of all labels, each scored whole with its end of
-text, so that labels of several tokens, or with the same first one, are compared fairly.
+Answers are greedy, from the engine that generates everywhere, and one of the labels where a task has some. rouge-score
+and sacrebleu score them, by their own protocols. Accuracy is the share of rows whose label is the likeliest of all
+labels, each scored whole with its end of text, so that labels of several tokens, or with the same first one, are
+compared fairly.
 """
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from gpt2.errors import ContextOverflow, Unavailable
 from gpt2.finetuning.rows import Row
+from gpt2.tasks.labels import Labels
 from gpt2.tasks.template import DoesNotFit, Task
 
 if TYPE_CHECKING:
@@ -43,6 +45,9 @@ def answers(model: "LanguageModel", task: Task, rows: Sequence[Row]) -> list[Ans
 
     prompts = [prompt_ids(model, task, row, task.max_tokens) for row in rows]
     options = GenerationOptions(task.max_tokens, task.stop, 1, None, "stop", SamplingOptions(temperature=0.0))
+    if task.labels:
+        grammar = Labels.of(task.labels, model.tokenizer)
+        options = replace(options, grammar=lambda _: grammar)
     given = complete(model, prompts, options)
     return [
         Answer(model.tokenizer.decode(ids), task.template.target(row).strip(), completion.text.strip())

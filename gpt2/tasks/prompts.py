@@ -56,7 +56,7 @@ class Way:
     template: the prompt, with fields; its target is not used. options: the task's defaults. extract: from what the
     model wrote to the answer. text: the field that is cut at its end where the window is too small; None where any may
     be. figure: what the paper found, and with how many parameters; empty for a checkpoint's own task. by_line: each
-    line of a text is asked about by itself.
+    line of a text is asked about by itself. labels: all that an answer can be; empty where it is free.
     """
 
     name: str
@@ -67,6 +67,7 @@ class Way:
     figure: str = ""
     by_line: bool = False
     own: bool = field(default=False)
+    labels: tuple[str, ...] = ()
 
 
 def literal(text: str) -> str:
@@ -150,4 +151,4 @@ def own(task: Task) -> Way:
     fields = [name for name in task.template.prompt_fields if name != QUESTION]
     options = GenerationOptions(max_tokens=task.max_tokens, stop=task.stop, overflow="stop", sampling=GREEDY)
     text = fields[0] if len(fields) == 1 else None
-    return Way(task.name, task.template, options, str.strip, text, own=True)
+    return Way(task.name, task.template, options, str.strip, text, own=True, labels=task.labels)

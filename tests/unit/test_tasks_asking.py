@@ -8,9 +8,9 @@ import gpt2
 from gpt2.checkpoint import load, write_directory
 from gpt2.errors import BadOption, BadPrompt, ContextOverflow, Notice
 from gpt2.generation import generate
-from gpt2.tasks import find
+from gpt2.tasks import ask, find
 from gpt2.tasks.asking import fitted
-from gpt2.tasks.template import TASK, Task, Template
+from gpt2.tasks.template import TASK, Task, Template, write_task
 from tests.generation_models import scripted
 from tests.helpers import tiny_model
 
@@ -178,3 +178,24 @@ def test_options_of_other_tasks_are_refused(model):
         gpt2.ask(model, "summarise", "x", question="why")
     with pytest.raises(BadOption, match="temperature"):
         gpt2.ask(model, "summarise", "x", temperature=-1)
+
+
+def test_an_answer_of_a_task_with_labels_is_one_of_them(tmp_path):
+    labels = (" warm", " warmer", " cold")
+    tiny = tiny_model(window=64)
+    write_directory(
+        tiny.network,
+        tiny.tokenizer,
+        tmp_path / "tuned",
+        beside=lambda folder: write_task(Task("heat", Template("{text}:{label}"), (), 9, labels), folder),
+    )
+    model = load(tmp_path / "tuned")
+    texts = [f"text {number}" for number in range(12)]
+    with pytest.warns(Notice, match="fine-tuned for 'heat'"):
+        greedy = ask(model, "heat", texts)
+    drawn = ask(model, "heat", texts, temperature=1.5, seed=1)
+    assert {reply.completion.finish_reason for reply in (*greedy, *drawn)} == {"stop"}
+    assert {reply.raw for reply in drawn} == set(labels)
+    assert {reply.raw for reply in greedy} <= set(labels)
+    # Cut off in the middle, as any other answer.
+    assert ask(model, "heat", "text", max_tokens=2).completion.finish_reason == "length"
