@@ -190,7 +190,7 @@ def test_an_answer_of_a_task_with_labels_is_one_of_them(tmp_path):
         beside=lambda folder: write_task(Task("heat", Template("{text}:{label}"), (), 9, labels), folder),
     )
     model = load(tmp_path / "tuned")
-    texts = [f"text {number}" for number in range(12)]
+    texts = [f"text {number}" for number in range(60)]
     with pytest.warns(Notice, match="fine-tuned for 'heat'"):
         greedy = ask(model, "heat", texts)
     drawn = ask(model, "heat", texts, temperature=1.5, seed=1)
