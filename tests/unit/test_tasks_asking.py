@@ -190,10 +190,10 @@ def test_an_answer_of_a_task_with_labels_is_one_of_them(tmp_path):
         beside=lambda folder: write_task(Task("heat", Template("{text}:{label}"), (), 9, labels), folder),
     )
     model = load(tmp_path / "tuned")
-    texts = [f"text {number}" for number in range(60)]
+    texts = [f"text {number}" for number in range(6)]
     with pytest.warns(Notice, match="fine-tuned for 'heat'"):
         greedy = ask(model, "heat", texts)
-    drawn = ask(model, "heat", texts, temperature=1.5, seed=1)
+    drawn = [ask(model, "heat", "text", temperature=9.0, seed=seed) for seed in range(30)]
     assert {reply.completion.finish_reason for reply in (*greedy, *drawn)} == {"stop"}
     assert {reply.raw for reply in drawn} == set(labels)
     assert {reply.raw for reply in greedy} <= set(labels)
