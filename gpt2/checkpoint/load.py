@@ -176,7 +176,8 @@ def _adapted(path: Path, adapter: str | Path | None) -> tuple[Path, Path | None]
         base = locate(named)
     except (BadCheckpoint, Unavailable) as error:
         raise type(error)(
-            f"{path} is an adapter for {named}. {error} With the base elsewhere: load(base, adapter=...)."
+            f"{path} is an adapter for {named}. {error} If that has moved, write its new place into the adapter's "
+            "adapter_config.json (base_model_name_or_path), or in Python give both: load(base, adapter=...)."
         ) from None
     if is_adapter(base):
         raise BadCheckpoint(f"{path} is an adapter for {named}, which is an adapter itself; merge that first.")

@@ -43,8 +43,7 @@ class FinetuneOptions:
     skip_bad: bool = _option(False, "Leave out rows that cannot be used, and count them.")
     score: str = _option(
         "",
-        "Scores of the answers at the end: rouge, bleu, both by comma (extra `finetune`); --score= for "
-        "none where a recipe has some.",
+        "Scores of the answers at the end: rouge, bleu, both by comma (extra `finetune`); none.",
     )
     examples: int = _option(3, "Held-out examples that are shown with the answers before and after.")
     scored: int = _option(200, "Most held-out examples that are answered for --score or labelled for --classify.")
@@ -81,7 +80,7 @@ class FinetuneOptions:
     @property
     def scores(self) -> tuple[str, ...]:
         """The scores that are asked for."""
-        return tuple(part.strip() for part in self.score.split(",") if part.strip())
+        return tuple(part.strip() for part in self.score.split(",") if part.strip() not in ("", "none"))
 
     @property
     def alpha(self) -> float:

@@ -21,6 +21,7 @@ from gpt2.finetuning.options import FinetuneOptions
 from gpt2.finetuning.rows import Row
 from gpt2.tasks.template import TASK, Task, Template, read_task, write_task
 from gpt2.training.begin import is_path
+from gpt2.training.changes import check_steps
 from gpt2.training.loop import resume, train
 from gpt2.training.options import TrainingOptions, shorter_warmup
 from gpt2.training.processes import is_first
@@ -102,7 +103,10 @@ def go_on(
 ) -> Outcome:
     """Goes on with a fine-tuning, as `training.resume` does with a run. Raises BadOption for a run that is none."""
     reporter = _of_first(reporter)
-    options = RunFolder.open(out, Work())[1].changed(changes or {})
+    folder, options, _ = RunFolder.open(out, Work())
+    # Before anything else that fewer steps may not go with.
+    check_steps(folder, (changes or {}).get("steps"))
+    options = options.changed(changes or {})
     tuning, places = _recorded(out)
     if not tuning.template:
         work = _work(options, tuning, [], None, None)
@@ -159,7 +163,7 @@ def _base_name(init: str, tuning: FinetuneOptions) -> str:
     found = locate(init, weights=False)
     if tuning.lora and is_adapter(found):
         raise BadOption(f"{init} is an adapter itself; write it as a whole model first (gpt2 convert --to hf).")
-    return str(found.absolute()) if is_path(init) else init
+    return str(found.resolve()) if is_path(init) else init
 
 
 def _rows(

@@ -105,6 +105,9 @@ def test_resumed_is_never_stopped(place, tmp_path, lora):
     assert_same(tmp_path / "run", tmp_path / "whole")
     assert going.losses == {step: loss for step, loss in whole.losses.items() if step > 6}
     assert len(set(whole.losses.values())) > 8
+    # Fewer than the recipe warms up for, too: that they are made already is what is wrong.
+    with pytest.raises(BadOption, match="at step 12 already, past 1 steps"):
+        go_on(tmp_path / "run", Recorder(), changes={"steps": 1})
 
 
 def test_resumed_beside_a_base_with_another_dropout_of_its_own(place, tmp_path):
