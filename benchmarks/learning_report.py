@@ -43,7 +43,8 @@ def findings(content: dict[str, Any]) -> dict[str, Any]:
     return {
         "share_by_seed": {seed: f"{bound} {share:.3f}".strip() for seed, (bound, share) in needed.items()},
         "share_mean": round(statistics.mean(share for _, share in needed.values()), 3) if needed else None,
-        "time_per_token_ratio": {tokens: round(each["fast"] / each["paper"], 3) for tokens, each in timed.items()},
+        "time_per_token_ratio": {tokens: round(each["fast"] / each["paper"], 3) for tokens, each in timed.items()}
+        or None,
     }
 
 

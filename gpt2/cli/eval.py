@@ -162,7 +162,7 @@ def _check_way(ctx: typer.Context, harness: str | None, overlap: str | None, sam
         for other, names in _OWN.items():
             if other != way and name in names:
                 raise BadOption(f"{flag} means nothing {f'with {way}' if way else f'without {other}'}.")
-        if not files and name == "text_field":
+        if not files and overlap is None and name == "text_field":
             raise BadOption(f"{flag} means nothing without files.")
         if samples is None and name in _OF_SAMPLES:
             raise BadOption(f"{flag} means nothing without --samples.")

@@ -185,7 +185,7 @@ def command(
     )
     if request is not None:
         language_model = load_model(model, revision, device, dtype, threads)
-        with _notes_if_well():
+        with _notes_last(if_well=True):
             way, rows = request.asked(language_model)
         small = None if draft is None else load_model(draft, None, device, dtype, threads)
         engine = _engine(language_model, len(rows) * n, compile, threads, lookup=lookup, draft=small)
@@ -317,24 +317,21 @@ def _tell_guesses(engine: "Engine") -> None:
 
 
 @contextmanager
-def _notes_last() -> Iterator[None]:
-    """Notices that come while text streams are told behind it, and not in the middle of a line."""
+def _notes_last(*, if_well: bool = False) -> Iterator[None]:
+    """Notices are told behind what they come from: text that streams is not to be broken in the middle of a line.
+
+    if_well: and only if nothing was wrong, since a mistake is one line.
+    """
     caught: list[warnings.WarningMessage] = []
+    well = False
     try:
         with warnings.catch_warnings(record=True) as caught:
             yield
+        well = True
     finally:
+        caught = caught if well or not if_well else []
         for note in caught:
             warnings.warn_explicit(note.message, note.category, note.filename, note.lineno)
-
-
-@contextmanager
-def _notes_if_well() -> Iterator[None]:
-    """Notices are told when nothing was wrong: a mistake is one line."""
-    with warnings.catch_warnings(record=True) as caught:
-        yield
-    for note in caught:
-        warnings.warn_explicit(note.message, note.category, note.filename, note.lineno)
 
 
 @contextmanager

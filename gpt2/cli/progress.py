@@ -6,6 +6,7 @@ A view is no reason to lose a run: when nobody reads it any more, or its disk is
 import os
 import sys
 import time
+import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TextIO, cast
@@ -90,7 +91,9 @@ class Progress:
     def note(self, text: str) -> None:
         """A line that stays."""
         # Data, and what a young model writes, may hold bytes that a terminal would obey.
-        text = "".join(each if each.isprintable() or each in "\n\t" else "\N{REPLACEMENT CHARACTER}" for each in text)
+        text = "".join(
+            each if _is_harmless(each) else "\N{REPLACEMENT CHARACTER}" for each in text.replace("\r\n", "\n")
+        )
         # A terminal gets whole words; a file and a pipe lines as they are.
         self._console.print(text, markup=False, emoji=False, soft_wrap=not self._console.is_terminal)
         self._said_at = time.monotonic()
@@ -166,3 +169,11 @@ def duration(seconds: float) -> str:
     if minutes:
         return f"{minutes} min {seconds_left:02} s"
     return f"{whole} s"
+
+
+def _is_harmless(character: str) -> bool:
+    """Whether a character only shows itself: no control, no half of a pair, nothing that turns a line's direction."""
+    if character.isprintable() or character in "\n\t":
+        return True
+    # Spaces of other widths; the joiners that Persian and emoji are spelt with.
+    return unicodedata.category(character) == "Zs" or character in "\u200c\u200d"

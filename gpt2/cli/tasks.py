@@ -77,8 +77,9 @@ class Request:
                 yield from _lines(way, str(file), without_line_end(read_file(file)))
 
     def _rows(self, way: "Way", file: Path) -> Iterator[tuple[str, Mapping[str, str]]]:
-        from gpt2.finetuning.rows import Problems, read_rows
+        from gpt2.finetuning.rows import Problems, read_rows, unit_of
 
+        unit = unit_of(file)
         wanted = [name for name in way.template.prompt_fields if name != "question" or self.question is None]
         columns = {name: self.field if self.field is not None and name == way.text else name for name in wanted}
         if self.field is not None and way.text not in wanted:
@@ -90,19 +91,20 @@ class Request:
             for _, number, row in read:
                 # As a line that is no JSON: one cell without text stops no batch.
                 if empty := next((column for column in columns.values() if not row[column].strip()), None):
-                    problems.add(str(file), number, f"empty {empty}")
+                    problems.add(str(file), number, f"empty {empty}", unit)
                 else:
                     found.append((number, row))
         except BadData as error:
             hint = " --field names the column of the text." if way.text in wanted and self.field is None else ""
             what = str(error).removesuffix(" The template's braces name columns.")
             raise BadData(what + hint) from None
-        if note := problems.check():
-            warnings.warn(note, Notice, stacklevel=2)
+        note = problems.check()
         if not found:
-            raise BadPrompt(f"{file} has no row that can be used.")
+            raise BadPrompt(f"{file} has no row that can be used" + (f"; {note}." if note else "."))
+        if note:
+            warnings.warn(note, Notice, stacklevel=2)
         for number, row in found:
-            yield f"{file}, {number}", {name: row[column] for name, column in columns.items()}
+            yield f"{file}, {unit} {number}", {name: row[column] for name, column in columns.items()}
 
 
 def _is_table(file: Path) -> bool:

@@ -204,7 +204,8 @@ class _Tasks(TaskManager):  # type: ignore[misc]
                 what = f"The task {name} cannot be had ({type(error).__name__}: {reason:.200})."
                 entry = self.task_index.get(name)
                 file = Path(name) if entry is None else entry.yaml_path
-                if file is not None and not file.is_relative_to(_SHIPPED):
+                offline = isinstance(error, ConnectionError) or "Connect" in type(error).__name__
+                if file is not None and not file.is_relative_to(_SHIPPED) and not offline:
                     raise BadData(f"{what} It is a task of your own: mend {file}, or what that names.") from None
                 raise Unavailable(
                     f"{what} Its data come from the hub by name; without a network, give tasks with data files of your "
@@ -232,7 +233,7 @@ class Tasks:
                 near = get_close_matches(name, self.manager.all_tasks, 3)
                 like = f"; there are {', '.join(near)}" if near else ""
                 if broken := None if include_path is None else _broken(include_path):
-                    raise BadData(f"There is no task {name!r}, and {broken}.")
+                    raise BadData(f"There is no task {name!r}{like}, and {broken}.")
                 raise BadOption(f"lm-evaluation-harness {VERSION} has no task {name!r}{like}.")
             self.names += [match for match in matches if match not in self.names]
 

@@ -96,7 +96,7 @@ def overlap(
         most = max((len(each) for each in words), default=0)
         raise BadData(
             f"None of the texts has {n} words in a row (the longest has {most:,}), so there is nothing "
-            "to look for. Of samples that ended early take more (--samples), or longer ones (--max-tokens)."
+            "to look for. Take a smaller n, or longer texts (of samples more of them, --samples, or --max-tokens)."
         )
     read = read_words = 0
     for text in corpus:

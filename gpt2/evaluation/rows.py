@@ -32,8 +32,9 @@ class Cell:
 
     metric: one of the names above, or a row's own ("ROUGE-1 F %"). reading: the protocol in a few words, unlike any
     other's of its metric in the row. protocol: the whole of it, with the denominator. interval: 95 %, by bootstrap over
-    the items; None for fewer than two. paper: the column of `published.PAPER` that this reading is held against.
-    harness: the task of lm-evaluation-harness whose protocol this is, if it is one's.
+    the items (exact for an accuracy of 0 or 100 %); None for fewer than two. paper: the column of `published.PAPER`
+    that this reading is held against. harness: the task of lm-evaluation-harness whose protocol this is, if it is
+    one's.
     """
 
     metric: str

@@ -109,7 +109,7 @@ def read_rows(places: Sequence[str], columns: Sequence[str], problems: Problems)
     there, where a table has not all of them; BadData for files that cannot be read at all; Unavailable for extras.
     """
     for place in find_tables(places):
-        source, unit = str(place), _unit(place)
+        source, unit = str(place), unit_of(place)
         records = _hub(place, columns) if isinstance(place, str) else _READERS[kind_of(place)](place, columns)
         lacking: Counter[str] = Counter()
         before, there = problems.rows, ""
@@ -144,7 +144,8 @@ def _name_of(value: Any) -> str:
     return {dict: "an object", list: "a list", type(None): "null"}.get(type(value), f"a {type(value).__name__}")
 
 
-def _unit(place: Path | str) -> str:
+def unit_of(place: Path | str) -> str:
+    """What the numbers of a table count."""
     kind = ".parquet" if isinstance(place, str) else kind_of(place)
     return "row" if kind == ".parquet" else "article" if kind in WIKIPEDIA else "line"
 
@@ -260,7 +261,11 @@ def _check_columns(file: Path, there: Sequence[str], wanted: Sequence[str]) -> N
     missing = [name for name in wanted if name not in there]
     if missing:
         hint = ""
-        if len(there) == 1 and (other := next((mark for mark in ";\t|" if mark in there[0]), None)):
+        if (
+            kind_of(file) == ".csv"
+            and len(there) == 1
+            and (other := next((mark for mark in ";\t|" if mark in there[0]), None))
+        ):
             hint = f" Its columns seem to be separated by {other!r}; save it with commas."
         raise BadData(_NO_COLUMN.format(source=file, name=missing[0], there=_listed(there)) + hint)
 

@@ -4,7 +4,9 @@ It makes a `Work` of what was asked and hands it to the trainer; nothing here ta
 """
 
 import json
+import os
 import tomllib
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,7 +129,7 @@ def _of_first(reporter: Reporter) -> Reporter:
 def export(run: Path, out: Path) -> None:
     """Writes the best checkpoint of a run (or a checkpoint, by its folder) as a plain Hugging Face directory, adapters
     added to their base, with its task. Raises BadOption for a folder with something in it, BadCheckpoint."""
-    best = best_of(run)
+    best = locate(run)
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise BadOption(f"{out} is there already; choose another place for the model.")
@@ -135,12 +137,6 @@ def export(run: Path, out: Path) -> None:
 
     beside = None if task is None else lambda folder: write_task(task, folder)
     write_directory(model.network, model.tokenizer, out, beside=beside)
-
-
-def best_of(run: Path) -> Path:
-    """The checkpoint that a run's file `best` names, or else its latest; another folder as it is."""
-    found = RunFolder(run).checkpoints.pointed("best") if (run / "checkpoints").is_dir() else None
-    return found or locate(run)
 
 
 def _recorded(out: Path) -> tuple[FinetuneOptions, list[str]]:
@@ -163,7 +159,8 @@ def _base_name(init: str, tuning: FinetuneOptions) -> str:
     found = locate(init, weights=False)
     if tuning.lora and is_adapter(found):
         raise BadOption(f"{init} is an adapter itself; write it as a whole model first (gpt2 convert --to hf).")
-    return str(found.resolve()) if is_path(init) else init
+    # Without following links: a name in a cache says what a file is.
+    return os.path.abspath(found) if is_path(init) else init  # noqa: PTH100
 
 
 def _rows(
@@ -204,8 +201,12 @@ def _task(tuning: FinetuneOptions, rows: Rows, options: TrainingOptions, note: N
             )
         if unseen := sum(tuple(rows.held.target(index)) not in ids for index in range(len(rows.held))):
             note(f"{counted(unseen, 'held-out row')} of {len(rows.held):,} have labels that no row to learn from has")
-        if len({" ".join(label.split()).casefold() for label in labels}) < len(labels):
-            note(f"some labels differ in spaces or capitals alone: {', '.join(map(repr, labels))}")
+        alike: defaultdict[str, list[str]] = defaultdict(list)
+        for label in labels:
+            alike[" ".join(label.split()).casefold()].append(repr(label))
+        for same_words in alike.values():
+            if len(same_words) > 1:
+                note(f"labels that differ in spaces or capitals alone: {', '.join(same_words)}")
         if same := shared_beginnings([rows.tokenizer.encode(label) for label in labels]):
             note(f"{same} of {len(labels)} labels share their first token with another: labels are scored whole")
     # An answer has its end, too, and leaves the prompt at least half of the window.
@@ -269,7 +270,7 @@ def _done(result: Result, tuning: FinetuneOptions, rows: Rows | None, reporter: 
     """Shows and scores what the best checkpoint answers, once a run is at its end."""
     if not result.is_first or result.interrupted:
         return Outcome(result, result.path, None, {})
-    best = best_of(result.path)
+    best = locate(result.path)
     task = read_task(best)
     scores: dict[str, Any] = {}
     if rows is not None and task is not None:

@@ -1,13 +1,16 @@
-"""MIDI files to notes and back, through mido.
+"""MIDI files to notes and back.
 
 What is read: the notes of all tracks but drums, with the sustain pedal applied, on one time line, in canonical form
 (`notes.py`). Files of type 0 and 1 are read.
 
-- A note ends with the first end of its pitch in its own track and channel; one that has none is left out.
+- Ends take the notes of their pitch, in their own track and channel, in the order in which those began. A note without
+  an end is left out.
 - A pedal holds the notes of its channel, in whatever tracks they and it lie: a note that ends while it is down lasts
   until it is let go of.
 - Drums are channel 10.
 - Seconds are worked out here, from ticks, in float64.
+
+mido writes.
 """
 
 from collections import defaultdict, deque
@@ -22,15 +25,13 @@ import numpy.typing as npt
 from gpt2.errors import BadData, Unavailable
 from gpt2.files import write_atomically
 from gpt2.music.notes import TICKS_A_SECOND, Notes, Numbers, canonical
+from gpt2.music.smf import CONTROL, NOTE_OFF, NOTE_ON, TEMPO, Damaged, Message, read_header, read_messages
 
 Real = npt.NDArray[np.float64]
 
 SUFFIXES = (".mid", ".midi", ".kar")
 _PEDAL, _DOWN = 64, 64  # the controller's number, and the lowest value that counts as pressed
 _DRUMS = 9  # their channel, counted from 0
-_ENDS_AND_BEGINS = ("note_off", "note_on")
-_READ = {*_ENDS_AND_BEGINS, "control_change", "set_tempo"}
-_TICKS = 2**48  # more are no music, and float64 has fewer than 2**53
 _SMPTE = 0x8000
 _QUARTER = 500  # ticks in the files that are written: at 120 quarters a minute, each a millisecond
 
@@ -56,17 +57,21 @@ def parse_midi(data: bytes, source: str) -> Notes:
     if data[:4] != b"MThd":
         raise BadData(f"{source} is no MIDI file: it does not begin with MThd.")
     damaged = BadData(f"{source} is cut off or damaged; fetch it again, or open and save it in a MIDI editor.")
-    if len(data) < 14:
-        raise damaged
-    kind, division = int.from_bytes(data[8:10], "big"), int.from_bytes(data[12:14], "big")
+    try:
+        kind, division = read_header(data)
+    except Damaged:
+        raise damaged from None
     if kind == 2:
         raise BadData(f"{source} is a MIDI file of type 2, whose tracks are separate pieces; save each as type 0 or 1.")
     if kind > 2:
         raise damaged
     if division & _SMPTE or not division:
         raise BadData(f"{source} counts time in film frames, or in nothing; save it with ticks per quarter note.")
-    messages = _messages(data, damaged)
-    tempos = [(time, message.tempo) for time, _, message in messages if message.type == "set_tempo"]
+    try:
+        messages = read_messages(data)
+    except Damaged:
+        raise damaged from None
+    tempos = [(message.time, message.first) for message in messages if message.kind == TEMPO]
     if not all(tempo for _, tempo in tempos):
         raise BadData(f"{source} has a tempo of 0, at which no time passes; mend it in a MIDI editor.")
     rows = _played(messages)
@@ -104,7 +109,7 @@ def midi_bytes(notes: Notes, *, silence: int = 0) -> bytes:
     )
     track, now = mido.MidiTrack([mido.MetaMessage("set_tempo", tempo=1000 * _QUARTER)]), 0
     for time, begins, pitch, velocity in sorted(events):
-        track.append(mido.Message(_ENDS_AND_BEGINS[begins], note=pitch, velocity=velocity, time=time - now))
+        track.append(mido.Message("note_on" if begins else "note_off", note=pitch, velocity=velocity, time=time - now))
         now = time
     track.append(mido.MetaMessage("end_of_track", time=silence))
     data = BytesIO()
@@ -129,58 +134,33 @@ def find_midi(paths: Sequence[Path | str]) -> list[Path]:
     return list(found.values())
 
 
-# A message, its time in ticks from the beginning, and the number of its track.
-_Timed = tuple[int, int, Any]
-
-
-def _messages(data: bytes, damaged: BadData) -> list[_Timed]:
-    """The messages of all tracks in the order of their times; of equal ones in the file's order."""
-    mido = _mido()
-    try:
-        file = mido.MidiFile(file=BytesIO(data), clip=True)
-    except (EOFError, OSError, ValueError, LookupError, mido.KeySignatureError):
-        raise damaged from None
-    messages: list[_Timed] = []
-    for number, track in enumerate(file.tracks):
-        time = 0
-        for message in track:
-            time += message.time
-            if time > _TICKS:
-                raise damaged
-            if message.type in _READ:
-                messages.append((time, number, message))
-    messages.sort(key=lambda item: item[0])
-    return messages
-
-
-def _played(messages: Sequence[_Timed]) -> Numbers:
+def _played(messages: Sequence[Message]) -> Numbers:
     """Rows of onset, end, pitch, velocity and channel, (N, 5), in ticks, without pedals."""
     begun: defaultdict[tuple[int, int, int], deque[tuple[int, int]]] = defaultdict(deque)
     rows = []
-    for time, track, message in messages:
-        if message.type not in _ENDS_AND_BEGINS:
+    for time, track, kind, channel, pitch, velocity in messages:
+        if kind not in (NOTE_OFF, NOTE_ON):
             continue
-        sounding = begun[track, message.channel, message.note]
+        sounding = begun[track, channel, pitch]
         # A beginning with the velocity 0 is how most files spell an end.
-        if message.type == "note_on" and message.velocity:
-            sounding.append((time, message.velocity))
+        if kind == NOTE_ON and velocity:
+            sounding.append((time, velocity))
         elif sounding:
-            # Of one pitch, what began first ends first.
-            onset, velocity = sounding.popleft()
-            rows.append((onset, time, message.note, velocity, message.channel))
+            onset, loudness = sounding.popleft()
+            rows.append((onset, time, pitch, loudness, channel))
     return np.array(rows, dtype=np.int64).reshape(-1, 5)
 
 
-def _pedals(messages: Sequence[_Timed]) -> dict[int, Real]:
+def _pedals(messages: Sequence[Message]) -> dict[int, Real]:
     """When each channel's pedal is down, (P, 2) ticks; the last may be down for ever."""
     down: dict[int, int] = {}
     spans: defaultdict[int, list[tuple[float, float]]] = defaultdict(list)
-    for time, _, message in messages:
-        if message.type == "control_change" and message.control == _PEDAL:
-            if message.value >= _DOWN:
-                down.setdefault(message.channel, time)
-            elif message.channel in down:
-                spans[message.channel].append((down.pop(message.channel), time))
+    for time, _, kind, channel, controller, value in messages:
+        if kind == CONTROL and controller == _PEDAL:
+            if value >= _DOWN:
+                down.setdefault(channel, time)
+            elif channel in down:
+                spans[channel].append((down.pop(channel), time))
     for channel, pressed in down.items():
         spans[channel].append((pressed, np.inf))
     return {channel: np.array(ends, dtype=np.float64) for channel, ends in spans.items()}
@@ -211,7 +191,6 @@ class _Clock:
 def _mido() -> Any:
     try:
         import mido
-        import mido.midifiles.meta
     except ImportError:
-        raise Unavailable("MIDI files need mido: install the extra `music` (see README).") from None
+        raise Unavailable("Writing MIDI files needs mido: install the extra `music` (see README).") from None
     return mido

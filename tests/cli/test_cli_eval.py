@@ -314,6 +314,18 @@ def test_overlap_of_files(gpt2, text_path, tmp_path):
         assert wanted in shown.out, wanted
 
 
+def test_a_corpus_may_have_its_text_in_another_field(gpt2, tmp_path):
+    words = "one two three four five six seven eight nine ten"
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"body": words, "text": "nothing of it"}) + "\n")
+    rows = str(tmp_path / "rows.jsonl")
+    assert gpt2("eval", rows, "--overlap", rows, "--text-field", "body", "--json").json["share"] == 1
+    (tmp_path / "it.txt").write_text(words)
+    assert gpt2("eval", str(tmp_path / "it.txt"), "--overlap", rows, "--json").json["share"] == 0
+    # Samples come from no file, and the corpus still does.
+    asked = ("eval", "--overlap", rows, "--samples", "1", "--n", "2", "--max-tokens", "9")
+    assert "means nothing" not in gpt2(*asked, "--text-field", "body", "--model", "no/model").err
+
+
 def test_overlap_of_what_the_model_writes(gpt2, tmp_path):
     path, corpus = tmp_path / "model", tmp_path / "corpus.txt"
     made = scripted("learnt by heart, word for word. ", window=64)

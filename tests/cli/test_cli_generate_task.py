@@ -94,7 +94,7 @@ def test_several_files_are_answered_in_order(run, wanted, tmp_path):
     assert [each["prompt"] for each in found] == [f"{text}\nTL;DR:" for text in texts]
     assert [each["text"] for each in found] == [each.text for each in wanted("summarise", texts, seed=1)]
     shown = run("--task", "summarise", *files, "--seed", "1").out
-    assert f"--- 3 ({tmp_path / 'rows.jsonl'}, 1, seed 1)\n{found[2]['text']}\n" in shown
+    assert f"--- 3 ({tmp_path / 'rows.jsonl'}, line 1, seed 1)\n{found[2]['text']}\n" in shown
 
 
 def test_columns_are_named(run, tmp_path):
@@ -113,20 +113,21 @@ def test_columns_are_named(run, tmp_path):
     assert "left out: 1 of 3 rows cannot be used" in answer.err
     assert "line 2 (no JSON" in answer.err
     # Of what is left out the rest can be told apart.
-    assert [each["source"] for each in answer.json] == [f"{tmp_path / 'half.jsonl'}, {line}" for line in (1, 3)]
+    assert [each["source"] for each in answer.json] == [f"{tmp_path / 'half.jsonl'}, line {line}" for line in (1, 3)]
 
 
 def test_a_row_without_text_does_not_stop_the_others(run, tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"text": "One."}\n{"text": " "}\n{"text": null}\n{"text": "Two."}\n')
     answer = run("--task", "summarise", "--file", tmp_path / "rows.jsonl", "--json")
     assert answer.code == 0
-    assert [each["source"].rpartition(", ")[2] for each in answer.json] == ["1", "4"]
+    assert [each["source"].rpartition(", ")[2] for each in answer.json] == ["line 1", "line 4"]
     assert "left out: 2 of 4 rows cannot be used" in answer.err
     assert "line 2 (empty text), line 3 (empty text)" in answer.err
     (tmp_path / "rows.jsonl").write_text('{"text": ""}\n')
     answer = run("--task", "summarise", "--file", tmp_path / "rows.jsonl")
     assert answer.code == 2
-    assert "has no row that can be used" in answer.err
+    assert "has no row that can be used; left out: 1 of 1 rows cannot be used" in answer.err
+    assert "line 1 (empty text)" in answer.err
 
 
 def test_a_text_is_translated_line_by_line(run, tmp_path):

@@ -207,7 +207,7 @@ def test_labels_that_were_never_seen_or_differ_in_spaces_are_told(place, tmp_pat
     options = replace(options_for(place / "base"), steps=2, warmup_steps=0)
     outcome = finetune(options, tuning, [tmp_path / "rows.jsonl"], tmp_path / "run", recorder)
     assert any("1 held-out row of 4 have labels that no row to learn from has" in note for note in recorder.notes)
-    assert any("some labels differ in spaces or capitals alone: ' Yes', ' no', ' yes'" in n for n in recorder.notes)
+    assert "labels that differ in spaces or capitals alone: ' Yes', ' yes'" in recorder.notes
     assert outcome.scores["commonest_label"] == 0.75
     assert outcome.scores["accuracy"] <= 0.75
 
