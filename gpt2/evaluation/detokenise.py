@@ -167,7 +167,7 @@ class Detokeniser:
 
     def _split(self, written: str) -> list[str]:
         rules = self.rules
-        if rules.headings and len(written) > 1 and set(written) == {"="}:
+        if rules.headings and len(written) > 1 and set(written) == {"="} and written not in self.exceptions:
             return list(written)
         names = {sign: word for word, sign in rules.spelt}
         opening = {shown: name for name, _, shown in rules.quotes}

@@ -288,7 +288,7 @@ def test_a_narrow_terminal_keeps_the_step_and_the_time_left():
 def test_what_a_terminal_would_obey_is_not_printed():
     progress, out = lines()
     with progress:
-        progress.sample(3, "one\x1b[2J\a\ntwo\t")
+        progress.sample(3, "one\x1b[2J\a\ntwo\x7f")
     assert out.getvalue() == "sample at step 3:\n    one\ufffd[2J\ufffd\n    two\ufffd\n"
 
 

@@ -92,6 +92,7 @@ _texts = st.lists(st.lists(_words, max_size=8).map(" ".join), max_size=5).map("\
 @given(text=_texts)
 @example(text=" ")
 @example(text=" a b \n ")
+@example(text="== = = a")
 @example(text=" a b \n \n")
 def test_any_text_comes_back_exactly(name, text):
     tool = detokeniser(name).fitted(text)

@@ -368,7 +368,8 @@ def test_many_calls_leave_no_tensors_behind() -> None:
     for seed in range(200):
         generate(tiny, ["ab", "c"], max_tokens=3, seed=seed, logprobs=2, repetition_penalty=1.1)
         next(decode(tiny, [[1]], GenerationOptions(max_tokens=5)))
-    assert tensors() == before
+    # Fewer: what other tests of this process had left may have gone meanwhile.
+    assert tensors() <= before
 
 
 def test_a_narrow_network_generates() -> None:
