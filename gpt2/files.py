@@ -59,7 +59,8 @@ def check_writable(folder: Path) -> None:
     while not above.exists():
         above = above.parent
     try:
-        tempfile.TemporaryDirectory(prefix=".gpt2-", dir=above).cleanup()
+        # Only trying tells: permissions, read-only disks and full ones have nothing else in common.
+        tempfile.TemporaryDirectory(prefix=".gpt2-", suffix=".tmp", dir=above).cleanup()
     except OSError as error:
         error.filename = str(above)
         raise

@@ -8,12 +8,12 @@ compared fairly.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gpt2.errors import ContextOverflow, Unavailable
 from gpt2.finetuning.rows import Row
-from gpt2.tasks.labels import Labels
+from gpt2.tasks.labels import held_to
 from gpt2.tasks.template import DoesNotFit, Task
 
 if TYPE_CHECKING:
@@ -45,10 +45,7 @@ def answers(model: "LanguageModel", task: Task, rows: Sequence[Row]) -> list[Ans
 
     prompts = [prompt_ids(model, task, row, task.max_tokens) for row in rows]
     options = GenerationOptions(task.max_tokens, task.stop, 1, None, "stop", SamplingOptions(temperature=0.0))
-    if task.labels:
-        grammar = Labels.of(task.labels, model.tokenizer)
-        options = replace(options, grammar=lambda _: grammar)
-    given = complete(model, prompts, options)
+    given = complete(model, prompts, held_to(task.labels, options, model.tokenizer))
     return [
         Answer(model.tokenizer.decode(ids), task.template.target(row).strip(), completion.text.strip())
         for ids, row, completion in zip(prompts, rows, given, strict=True)

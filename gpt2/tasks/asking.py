@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from gpt2.errors import BadOption, BadPrompt, ContextOverflow, Notice
 from gpt2.generation import Completion, GenerationOptions, as_completed
 from gpt2.tasks import prompts
-from gpt2.tasks.labels import Labels
+from gpt2.tasks.labels import held_to
 from gpt2.tasks.prompts import QUESTION, TASKS, Way
 from gpt2.tasks.sentences import sentences
 from gpt2.tasks.template import DoesNotFit, read_task
@@ -200,9 +200,7 @@ def replies(
     window = reader.config.n_positions
     if shorten and options.max_tokens > window // 2:
         options = replace(options, max_tokens=max(1, window // 2))
-    if way.labels:
-        grammar = Labels.of(way.labels, reader.tokenizer)
-        options = replace(options, grammar=lambda _: grammar)
+    options = held_to(way.labels, options, reader.tokenizer)
     asked = [fitted(way, row, reader.tokenizer, window - options.max_tokens) for row in rows]
     if way.by_line and (long := sum(len(sentences(row[prompts.TEXT])) > 1 for row in rows)):
         warnings.warn(

@@ -1,15 +1,25 @@
 """Answers that are one of a few labels, and nothing else: a `gpt2.generation.Grammar` for tasks that have them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from gpt2.errors import BadOption
+from gpt2.generation.options import GenerationOptions
 
 if TYPE_CHECKING:
     from gpt2.tokenizer import Tokenizer
+
+
+def held_to(labels: Sequence[str], options: GenerationOptions, tokenizer: "Tokenizer") -> GenerationOptions:
+    """The options, under which only a label is written; as they are where there are none. Raises BadOption."""
+    if not labels:
+        return options
+    grammar = Labels.of(labels, tokenizer)
+    return replace(options, grammar=lambda _: grammar)
 
 
 class Labels:

@@ -17,7 +17,6 @@ import math
 import os
 import platform
 import secrets
-import tempfile
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,7 +26,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from gpt2.errors import BadData, BadOption, Busy, Error
-from gpt2.files import is_temporary, remove_temporary, write_atomically
+from gpt2.files import check_writable, is_temporary, remove_temporary, write_atomically
 from gpt2.model import GPT2
 from gpt2.tokenizer import Tokenizer
 from gpt2.training.checkpoints import Checkpoints, reason
@@ -49,16 +48,14 @@ class RunFolder:
     @classmethod
     def create(cls, path: Path, work: Work | None = None) -> "RunFolder":
         """A new run's folder, not yet on disk; raises BadOption if something is there already or it cannot be made."""
-        above, made = path.absolute(), cls(path, work)
+        made = cls(path, work)
         try:
             if path.exists() and (not path.is_dir() or not all(_is_nothing(file) for file in path.iterdir())):
                 raise BadOption(f"{path} is there already; choose another --out, or go on with `{made.command}`.")
-            while not above.exists():
-                above = above.parent
-            # Only trying tells: permissions, read-only disks and full ones have nothing else in common.
-            tempfile.TemporaryDirectory(prefix=".gpt2-", suffix=".tmp", dir=above).cleanup()
+            check_writable(path)
         except OSError as error:
-            raise BadOption(f"{path} cannot be made: {above}: {reason(error)}. Choose another --out.") from None
+            tried = Path(error.filename or path).absolute()
+            raise BadOption(f"{path} cannot be made: {tried}: {reason(error)}. Choose another --out.") from None
         return made
 
     @classmethod

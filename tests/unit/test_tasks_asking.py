@@ -8,7 +8,7 @@ import gpt2
 from gpt2.checkpoint import load, write_directory
 from gpt2.errors import BadOption, BadPrompt, ContextOverflow, Notice
 from gpt2.generation import generate
-from gpt2.tasks import ask, find
+from gpt2.tasks import find
 from gpt2.tasks.asking import fitted
 from gpt2.tasks.template import TASK, Task, Template, write_task
 from tests.generation_models import scripted
@@ -192,10 +192,10 @@ def test_an_answer_of_a_task_with_labels_is_one_of_them(tmp_path):
     model = load(tmp_path / "tuned")
     texts = [f"text {number}" for number in range(6)]
     with pytest.warns(Notice, match="fine-tuned for 'heat'"):
-        greedy = ask(model, "heat", texts)
-    drawn = [ask(model, "heat", "text", temperature=9.0, seed=seed) for seed in range(30)]
+        greedy = gpt2.ask(model, "heat", texts)
+    drawn = [gpt2.ask(model, "heat", "text", temperature=9.0, seed=seed) for seed in range(30)]
     assert {reply.completion.finish_reason for reply in (*greedy, *drawn)} == {"stop"}
     assert {reply.raw for reply in drawn} == set(labels)
     assert {reply.raw for reply in greedy} <= set(labels)
     # Cut off in the middle, as any other answer.
-    assert ask(model, "heat", "text", max_tokens=2).completion.finish_reason == "length"
+    assert gpt2.ask(model, "heat", "text", max_tokens=2).completion.finish_reason == "length"
