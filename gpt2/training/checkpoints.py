@@ -247,7 +247,12 @@ _STATE: dict[str, tuple[type, ...]] = {
     "best_step": (int, NoneType),
 }
 # Not in the state of older runs.
-_LATER_STATE: dict[str, tuple[type, ...]] = {"options": (dict,), "guard": (list,), "tokenizer": (str,)}
+_LATER_STATE: dict[str, tuple[type, ...]] = {
+    "options": (dict,),
+    "guard": (list,),
+    "tokenizer": (str,),
+    "tokens": (int,),
+}
 
 
 def _check_state(state: Any) -> None:

@@ -127,8 +127,10 @@ class _Run:
         self.first_step = self.saved = start.first_step
         self.resumed = resumed
         self.step = Step(start.network, start.options, ranks)
-        state = start.state or {"best": None, "best_step": None, "seconds": 0.0}
+        state = start.state or {"best": None, "best_step": None, "seconds": 0.0, "tokens": 0}
         self.best, self.best_step, self.seconds = state["best"], state["best_step"], state["seconds"]
+        # None: of a checkpoint that was written before they were counted.
+        self.tokens: int | None = state.get("tokens")
         if self.best is not None and not self._scores_what(state):
             reporter.note("other tokens are scored than before, so the best checkpoint is chosen anew")
             self.best = self.best_step = None
@@ -151,6 +153,8 @@ class _Run:
         metrics = folder.metrics()
         loss, validation = last_losses(metrics)
         step, lost = self.first_step, None
+        if self.tokens is None:
+            self.tokens = step * tokens
         # Of these weights: a kill may have come between a checkpoint and its evaluation.
         done = sum(line["step"] == step and "validation_loss" in line for line in metrics)
         was_stale = self._is_stale(step) and done >= len(self.validation.due(step, False))
@@ -192,8 +196,9 @@ class _Run:
                 facts = meter.step(step)
                 facts |= {"learning_rate": options.learning_rate_at(step - 1), "gradient_norm": result.norm}
                 self.seconds += tokens / facts["tokens_per_second"]
+                self.tokens += tokens  # and not by multiplying: a run may go on with another batch
                 reporter.step(step, loss, facts["tokens_per_second"], facts)
-                line = {"step": step, "train_loss": loss, "tokens": step * tokens, "seconds": round(self.seconds, 3)}
+                line = {"step": step, "train_loss": loss, "tokens": self.tokens, "seconds": round(self.seconds, 3)}
                 self._log(trackers, line | rounded(facts) | ({"skipped": 1} if result.skipped else {}))
                 if result.skipped:
                     reporter.note(f"step {step}: skipped, a spike: loss {loss:.3f}, gradient norm {result.norm:.3g}")
@@ -314,6 +319,7 @@ class _Run:
             "best": self.best,
             "best_step": self.best_step,
             "seconds": self.seconds,
+            "tokens": self.tokens,
             "tokenizer": self.tokenizer.fingerprint(),
             "options": dataclasses.asdict(self.options),
             "guard": self.step.guard.state(),

@@ -1,5 +1,6 @@
 """What is looked at before a run has a folder, and what a run is told that goes on."""
 
+import json
 import shutil
 from dataclasses import replace
 
@@ -160,6 +161,8 @@ def test_a_run_goes_on_with_the_batch_that_was_typed(text, tmp_path):
     resume(tmp_path / "run", Recorder(), changes={"batch_size": 6, "steps": 6}, allow_changes=True)
     recipe = read_recipe(str(tmp_path / "run" / "recipe.toml"))
     assert (recipe["batch_size"], recipe["batch_tokens"], recipe["micro_batch_size"]) == (6, 0, 2)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["tokens"] for line in lines if "tokens" in line] == [64, 128, 192, 256, 352, 448]
 
 
 def two_processes(monkeypatch):
