@@ -53,13 +53,15 @@ class Result:
         return tuple(cell for cell in self.cells if isinstance(cell, Cell))
 
     def control_of(self, cell: Cell) -> Cell | None:
-        """What the control got by the same reading."""
+        """What the control got by the same reading, where a model had a part in it."""
+        if cell.baseline:
+            return None
         same = (each for each in self.control or () if isinstance(each, Cell))
         return next((each for each in same if (each.metric, each.reading) == (cell.metric, cell.reading)), None)
 
     def harness_of(self, cell: Cell) -> Cell | None:
         """What this model gets for the same metric by lm-evaluation-harness' protocol, if that is another one."""
-        if cell.harness:
+        if cell.harness or cell.baseline:
             return None
         return next((each for each in self.scored if each.metric == cell.metric and each.harness), None)
 

@@ -34,7 +34,7 @@ class Cell:
     other's of its metric in the row. protocol: the whole of it, with the denominator. interval: 95 %, by bootstrap over
     the items (exact for an accuracy of 0 or 100 %); None for fewer than two. paper: the column of `published.PAPER`
     that this reading is held against. harness: the task of lm-evaluation-harness whose protocol this is, if it is
-    one's.
+    one's. baseline: no model had a part in it.
     """
 
     metric: str
@@ -45,6 +45,7 @@ class Cell:
     items: int
     paper: str | None = None
     harness: str | None = None
+    baseline: bool = False
 
 
 @dataclass(frozen=True, slots=True)

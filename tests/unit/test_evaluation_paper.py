@@ -145,6 +145,17 @@ def test_the_harness_reading_stands_beside_the_others(tmp_path, folder):
     assert all(result.harness_of(cell) is harness[0] for cell in result.scored if not cell.harness)
 
 
+def test_nothing_of_a_model_stands_beside_a_baseline():
+    cells = [
+        Cell("ROUGE", reading, "", 1.0, None, 2, harness=task, baseline=reading == "lead-3")
+        for reading, task in (("own", None), ("lead-3", None), ("harness", "a task"))
+    ]
+    result = paper.Result(paper.all_rows()[0], tuple(cells), tuple(cells))
+    own, lead, harness = cells
+    assert (result.control_of(own), result.harness_of(own)) == (own, harness)
+    assert (result.control_of(lead), result.harness_of(lead)) == (None, None)
+
+
 def test_a_window_too_small_is_the_rows_to_tell(tmp_path, folder):
     (folder / "lambada_test.jsonl").write_text('{"text": "a word that is muchlongerthanthewindow"}\n')
     [result] = run(tiny_model(window=8), folder, ["lambada"], tmp_path / "out")

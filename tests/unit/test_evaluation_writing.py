@@ -100,6 +100,7 @@ def test_rouge_is_rouge_scores(make_job, told):
     assert [cell.metric for cell in harness] == [f"ROUGE{kind} F1 %" for kind in ("-1", "-2", "-L", " mean")]
     assert harness[0].value == pytest.approx(50 * scorer.score(wanted[0], "Rain.")["rouge1"].fmeasure)
     assert {cell.paper for cell in harness} == {None}
+    assert {cell.reading.split(",")[0] for cell in found.values() if cell.baseline} == {"lead-3", "random-3"}
 
 
 def test_random_sentences_are_the_articles_own_in_order():
