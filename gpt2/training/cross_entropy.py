@@ -75,7 +75,8 @@ def _summed(
         return loss, None, None
     slopes = []
     slope_PC = torch.zeros_like(embedding_PC, dtype=wide)
-    for start in range(0, len(hidden_NC), rows):
+    # Of no tokens there is one piece, too: it has a gradient, of zeros.
+    for start in range(0, max(1, len(hidden_NC)), rows):
         here = slice(start, start + rows)
         one, slope_RC, one_slope_PC = piece(hidden_NC[here], embedding_PC, targets_N[here], V, True)
         assert slope_RC is not None

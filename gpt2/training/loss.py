@@ -46,10 +46,12 @@ class Loss(nn.Module):
     def _summed(self, inputs_BT: Tensor, targets_BT: Tensor) -> Tensor:
         network = self.network
         hidden_BTC = network.hidden(inputs_BT) if self._called else self._hidden(inputs_BT)
-        width = self.narrow or hidden_BTC.dtype
-        return summed_cross_entropy(
-            hidden_BTC.flatten(0, 1).to(width), network.wte.weight, targets_BT.flatten(), self._piece
-        )
+        hidden_NC, targets_N = hidden_BTC.flatten(0, 1), targets_BT.flatten()
+        if not self.compiled:
+            # What is not scored, such as a prompt, needs no logits. (What is compiled keeps to one shape.)
+            hidden_NC, targets_N = _scored(hidden_NC, targets_N)
+        width = self.narrow or hidden_NC.dtype
+        return summed_cross_entropy(hidden_NC.to(width), network.wte.weight, targets_N, self._piece)
 
     def _hidden(self, inputs_BT: Tensor) -> Tensor:
         """`network.hidden` in this width."""
@@ -85,6 +87,14 @@ class Loss(nn.Module):
     @property
     def _on_cpu(self) -> bool:
         return self.network.device.type == "cpu"
+
+
+def _scored(hidden_NC: Tensor, targets_N: Tensor) -> tuple[Tensor, Tensor]:
+    """The places whose targets are not -100."""
+    (places_S,) = (targets_N != -100).nonzero(as_tuple=True)
+    if len(places_S) == len(targets_N):
+        return hidden_NC, targets_N
+    return hidden_NC.index_select(0, places_S), targets_N.index_select(0, places_S)
 
 
 def block_pass(block: Block, x_BTC: Tensor, width: torch.dtype, scale: Tensor | None = None) -> Tensor:

@@ -179,6 +179,23 @@ def test_no_more_logits_than_a_piece_exist_at_once(monkeypatch):
     torch.testing.assert_close(value, expected)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_what_is_not_scored_has_no_logits(compiled, monkeypatch):
+    """A prompt's places in fine-tuning; a compiled pass keeps to one shape."""
+    network = GPT2(GPT2Config(**SHAPE)).initialise(0)
+    loss, seen = Loss(network, "float32"), []
+    loss.compiled = compiled
+
+    def piece(hidden_NC, *rest):
+        seen.append(len(hidden_NC))
+        return cross_entropy.one_piece(hidden_NC, *rest)
+
+    monkeypatch.setattr(Loss, "_piece", staticmethod(piece))
+    inputs, targets = batch()
+    loss(inputs, targets)
+    assert seen == [targets.numel() if compiled else int((targets != -100).sum())]
+
+
 def test_the_gradient_scales_with_what_comes_after_the_loss():
     hidden = torch.randn(9, 4, dtype=torch.float64, requires_grad=True)
     embedding = torch.randn(11, 4, dtype=torch.float64, requires_grad=True)
