@@ -100,7 +100,7 @@ def _show(model: "LanguageModel", found: "Sequence[Result]", control: bool) -> N
     from rich.padding import Padding
     from rich.table import Table
 
-    from gpt2.evaluation.published import PAPER, nearest
+    from gpt2.evaluation.published import LARGEST, PAPER, nearest
     from gpt2.evaluation.rows import Cell
 
     size = nearest(model.config.parameters)
@@ -115,6 +115,7 @@ def _show(model: "LanguageModel", found: "Sequence[Result]", control: bool) -> N
     numbers: dict[tuple[str, str], int] = {}  # what several cells have in common is said once
     notes: list[str] = []
     missing: list[str] = []
+    starred = False
     for result in found:
         table.add_row(f"[bold]{escape(result.row.title)}[/]")
         made: list[tuple[int, Cell]] = []
@@ -126,17 +127,18 @@ def _show(model: "LanguageModel", found: "Sequence[Result]", control: bool) -> N
             if key not in numbers:
                 numbers[key] = len(numbers) + 1
                 made.append((numbers[key], cell))
-            paper = PAPER[cell.paper].get(size) if cell.paper else None
+            paper = PAPER[cell.paper] if cell.paper else {}
             harness, random = result.harness_of(cell), result.control_of(cell)
             values = (
                 _number(cell.value),
                 "" if cell.interval is None else f"{_number(cell.interval[0])} to {_number(cell.interval[1])}",
                 "" if random is None else _number(random.value),
-                "" if paper is None else f"{paper:g}",
+                f"{paper[size]:g}" if size in paper else f"{paper[LARGEST]:g}*" if LARGEST in paper else "",
                 "same" if cell.harness else "" if harness is None else _number(harness.value),
                 f"{cell.items:,}",
                 str(numbers[key]),
             )
+            starred |= LARGEST in paper and size not in paper
             line = [value for head, value in zip(heads, values, strict=True) if head in shown]
             table.add_row(Padding(f"{escape(cell.metric)}, {escape(cell.reading)}", (0, 0, 0, 2)), *line)
         if not result.scored:
@@ -150,6 +152,8 @@ def _show(model: "LanguageModel", found: "Sequence[Result]", control: bool) -> N
         "harness: what lm-evaluation-harness' protocol gives for this model; same: this reading is that protocol.",
         markup=False,
     )
+    if starred:
+        console.print(f"*: of the paper's largest model, {LARGEST}; it gives no other.", markup=False)
     for title, lines in (("How each was made:", notes), ("Not scored:", missing)):
         if lines:
             console.print(f"\n{title}", markup=False)

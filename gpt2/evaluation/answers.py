@@ -205,7 +205,7 @@ def turns(found: Found) -> list[Turn]:
 
 
 def _turns(found: Found) -> Iterator[Turn]:
-    if found.is_table or found.name.endswith(".jsonl"):
+    if found.is_table:
         stories: list[dict[str, Any]] = found.records()
     else:
         try:

@@ -5,7 +5,6 @@ where it says so the candidate itself, is likeliest (sums of log-probabilities, 
 first). How the words were prepared is written out in each protocol.
 """
 
-import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +24,10 @@ _BLANK = "XXXXX"
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A text with a blank: what stands before and after it, the candidates, and the right one's number."""
+    """A text with a blank: what stands before and after it, the candidates, and the right one's number.
+
+    A word that is left out twice has another blank in `after`, to be filled with the same.
+    """
 
     before: str
     after: str
@@ -48,22 +50,33 @@ def books(found: Found) -> list[tuple[list[str], str, tuple[str, ...], int]]:
     question, for what is neither.
     """
     raw: list[tuple[list[str], str, str, tuple[str, ...]]]
-    if found.is_table or found.name.endswith((".jsonl", ".json")):
+    if found.is_table:
         raw = _records(
             found, lambda each: (list(each["sentences"]), each["question"], each["answer"], tuple(each["options"]))
         )
     else:
         raw = []
-        for block in re.split(r"\n\s*\n", found.text().strip()):
-            lines = [line.split(" ", 1)[1] if " " in line else "" for line in block.split("\n")]
-            parts = lines[-1].split("\t")
+        lines: list[str] = []
+        for line in found.text().split("\n"):
+            if not line.strip():
+                if lines:
+                    break
+                continue
+            parts = (line.split(" ", 1)[1] if " " in line else "").split("\t")
             if len(parts) < 3:
-                raise BadData(f"{found.where}, question {len(raw) + 1}: its last line has no answer and candidates.")
-            raw.append((lines[:-1], parts[0], parts[1], tuple(parts[-1].split("|"))))
+                lines.append(parts[0])
+                continue
+            # The line with the answer and the candidates ends a question, whether a blank one follows or not.
+            raw.append((lines, parts[0], parts[1], tuple(filter(None, parts[-1].split("|")))))
+            lines = []
+        if lines or not raw:
+            raise BadData(f"{found.where}, question {len(raw) + 1}: its last line has no answer and candidates.")
     questions = []
     for number, (sentences, sentence, answer, candidates) in enumerate(raw, 1):
-        if answer not in candidates or sentence.count(_BLANK) != 1:
-            raise BadData(f"{found.where}, question {number}: no blank {_BLANK}, or the answer is no candidate.")
+        if _BLANK not in sentence:
+            raise BadData(f"{found.where}, question {number}: no blank {_BLANK} in its last sentence.")
+        if answer not in candidates:
+            raise BadData(f"{found.where}, question {number}: the answer {answer!r} is no candidate.")
         questions.append((sentences, sentence, candidates, candidates.index(answer)))
     return questions
 
@@ -88,8 +101,8 @@ def _book_question(
     text = "\n".join([*sentences, sentence])
     if detokenised:
         text = detokeniser("cbt").fitted(text).forward(text)
-    before, after = text.replace("\n", " ").rsplit(_BLANK, 1)
-    return Question(before, after, candidates, answer)
+    before, *after = text.replace("\n", " ").rsplit(_BLANK, sentence.count(_BLANK))
+    return Question(before, _BLANK.join(after), candidates, answer)
 
 
 def choice_items(job: Job, question: Question, *, rest: bool) -> tuple[list["Item"], bool]:
@@ -100,7 +113,10 @@ def choice_items(job: Job, question: Question, *, rest: bool) -> tuple[list["Ite
     # The space before a candidate is part of its first token.
     context, space = (question.before[:-1], " ") if question.before.endswith(" ") else (question.before, "")
     ids = job.encode(context)
-    continuations = [job.encode(space + each + (question.after if rest else "")) for each in question.candidates]
+    continuations = [
+        job.encode(space + each + (question.after.replace(_BLANK, each) if rest else ""))
+        for each in question.candidates
+    ]
     room = min(job.window, job.window + 1 - max(map(len, continuations)))
     return [item(ids[-room:] if room > 0 else [], each, job.window) for each in continuations], room < len(ids)
 

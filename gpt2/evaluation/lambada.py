@@ -67,7 +67,7 @@ def split(text: str) -> tuple[str, str]:
 
 
 def _texts(found: Found) -> list[str]:
-    if found.is_table or found.name.endswith((".jsonl", ".json")):
+    if found.is_table:
         return found.texts("text")
     return [line for line in found.text().split("\n") if line.strip()]
 

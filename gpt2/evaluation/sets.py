@@ -1,20 +1,19 @@
 """Where test sets come from: a folder, or the Hugging Face hub. What is missing is said, with how to get it.
 
-A set is one file. In a folder it is found under the names that people have it by, in sub-folders and in .zip files
-too; on the hub it is a data file of a data set (JSON lines or parquet; never a script, never a pickle). What its
-contents mean is for the rows that read it.
+A set is one file, or the shards of one. In a folder it is found under the names that people have it by, in sub-folders
+and in .zip files too; on the hub it is a data file of a data set (JSON lines or parquet; never a script, never a
+pickle). What its contents mean is for the rows that read it.
 """
 
 import fnmatch
 import gzip
-import hashlib
 import io
 import json
 import os
+import re
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -26,6 +25,9 @@ T = TypeVar("T")
 
 # Deeper than this, and past so many files, a folder is no folder of test sets.
 _DEPTH, _MOST_FILES = 4, 100_000
+_PARQUET = b"PAR1"
+# Of the hub's tables; the One Billion Word's test is one of fifty files, and no shard in this sense.
+_SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})(\.parquet|\.jsonl(?:\.gz)?)")
 # What zipfile raises for a damaged archive, an encrypted one (RuntimeError) and an unknown compression.
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError)
 
@@ -34,8 +36,7 @@ _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotI
 class Source:
     """A set: the names of its file in a folder, its files on the hub as (data set, file, revision), and how to get it.
 
-    names: patterns (`*` and `?`) of a path below the folder, tried in order; a pattern without a slash fits in any
-    sub-folder.
+    names: patterns (`*` and `?`, neither for a slash) of the end of a path below the folder, tried in order.
     """
 
     title: str
@@ -49,10 +50,11 @@ _CONVERTED = "refs/convert/parquet"
 
 
 def _wikitext(number: int, config: str, file: str) -> Source:
-    names = tuple(f"{folder}/{file}" for folder in (f"wikitext{number}", f"wikitext-{number}", f"wikitext-{number}-*"))
+    folders = (f"wikitext{number}", f"wikitext-{number}", f"wikitext-{number}-*")
+    names = (*(f"{folder}/{file}" for folder in folders), f"{config}/test-*.parquet")
     if config.endswith("raw-v1"):
         # The raw test text is one and the same.
-        names = (*names, f"wikitext103/{file}", f"wikitext-*/{file}", file)
+        names = (*names, f"wikitext103/{file}", f"wikitext-*/{file}", file, "wikitext-*-raw-v1/test-*.parquet")
     return Source(
         f"{config} test",
         names,
@@ -87,19 +89,19 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
         ),
         "lambada-original": Source(
             "LAMBADA test, original",
-            ("lambada_test_plain_text.txt",),
+            ("lambada_test_plain_text.txt", "lambada*/plain_text/test-*.parquet"),
             (("cimec/lambada", "plain_text/test-00000-of-00001.parquet", None),),
             "lambada_test_plain_text.txt of lambada-dataset.tar.gz (zenodo.org/records/2630551)",
         ),
         "cbt-cn": Source(
             "Children's Book Test, common nouns, test",
-            ("cbtest_CN_test_2500ex.txt",),
+            ("cbtest_CN_test_2500ex.txt", "cbt*/CN/test-*.parquet"),
             (("cam-cst/cbt", "CN/test-00000-of-00001.parquet", None),),
             "cbtest_CN_test_2500ex.txt of CBTest.tgz",
         ),
         "cbt-ne": Source(
             "Children's Book Test, named entities, test",
-            ("cbtest_NE_test_2500ex.txt",),
+            ("cbtest_NE_test_2500ex.txt", "cbt*/NE/test-*.parquet"),
             (("cam-cst/cbt", "NE/test-00000-of-00001.parquet", None),),
             "cbtest_NE_test_2500ex.txt of CBTest.tgz",
         ),
@@ -108,7 +110,7 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
         "wikitext-103": _wikitext(103, "wikitext-103-v1", "wiki.test.tokens"),
         "ptb": Source(
             "Penn Treebank test (Mikolov's)",
-            ("ptb.test.txt",),
+            ("ptb.test.txt", "penn_treebank/test/*.parquet", "penn_treebank/test-*.parquet"),
             (("ptb-text-only/ptb_text_only", "penn_treebank/test/0000.parquet", _CONVERTED),),
             "ptb.test.txt of simple-examples.tgz",
         ),
@@ -123,7 +125,7 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
         ),
         "winograd": Source(
             "Winograd schemas (285, with their pronouns)",
-            ("WSCollection.xml",),
+            ("WSCollection.xml", "wsc285/test/*.parquet", "wsc285/test-*.parquet"),
             (("ErnestSDavis/winograd_wsc", "wsc285/test/0000.parquet", _CONVERTED),),
             "WSCollection.xml from cs.nyu.edu/~davise/papers/WinogradSchemas",
         ),
@@ -141,7 +143,13 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
         ),
         "coqa": Source(
             "CoQA dev",
-            ("coqa-dev-v1.0.json", "coqa*/*validation*.parquet", "coqa*/*validation*.jsonl"),
+            (
+                "coqa-dev-v1.0.json",
+                "coqa*/validation*.parquet",
+                "coqa*/data/validation*.parquet",
+                "coqa*/default/validation/*.parquet",
+                "coqa*/validation*.jsonl",
+            ),
             (
                 ("EleutherAI/coqa", "default/validation/0000.parquet", _CONVERTED),
                 ("stanfordnlp/coqa", "data/validation-00000-of-00001.parquet", None),
@@ -168,17 +176,13 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A set's file: the source it is of, where it came from, its name and its bytes."""
+    """A set's file: the source it is of, where it came from, its name and its bytes; more: its other shards'."""
 
     source: Source
     where: str
     name: str
     data: bytes = field(repr=False)
-
-    @property
-    def sha256(self) -> str:
-        """Of the file's bytes, in hex."""
-        return hashlib.sha256(self.data).hexdigest()
+    more: tuple[bytes, ...] = field(default=(), repr=False)
 
     def text(self, encoding: str = "utf-8") -> str:
         """The file as text; \\r\\n becomes \\n. Raises BadData for bytes that are no such text."""
@@ -195,11 +199,14 @@ class Found:
         Raises BadData for what is neither, naming the line; Unavailable where parquet cannot be read for want of
         pyarrow.
         """
-        if self.data[:4] == b"PAR1":
-            return _parquet(self)
-        data = self._unpacked()
         found: list[dict[str, Any]] = []
-        for number, line in enumerate(data.splitlines(), 1):
+        for data in (self.data, *self.more):
+            found += _parquet(self.where, data) if data[:4] == _PARQUET else self._lines(data)
+        return found
+
+    def _lines(self, data: bytes) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
+        for number, line in enumerate(self._unpacked(data).splitlines(), 1):
             if not line.strip():
                 continue
             try:
@@ -211,11 +218,11 @@ class Found:
             found.append(record)
         return found
 
-    def _unpacked(self) -> bytes:
-        if self.data[:2] != b"\x1f\x8b":
-            return self.data
+    def _unpacked(self, data: bytes) -> bytes:
+        if data[:2] != b"\x1f\x8b":
+            return data.removeprefix(b"\xef\xbb\xbf")
         try:
-            return gzip.decompress(self.data)
+            return gzip.decompress(data).removeprefix(b"\xef\xbb\xbf")
         except (EOFError, OSError, zlib.error) as error:
             raise BadData(f"{self.where} is a damaged gzip file ({error}); get it again.") from None
 
@@ -239,8 +246,8 @@ class Found:
 
     @property
     def is_table(self) -> bool:
-        """Whether this is a parquet file, as the hub has them."""
-        return self.data[:4] == b"PAR1"
+        """Whether this has records, as the hub's files do: parquet, or JSON lines by its name."""
+        return self.data[:4] == _PARQUET or self.name.lower().endswith((".jsonl", ".jsonl.gz"))
 
 
 class Sets:
@@ -253,7 +260,7 @@ class Sets:
         if folder is not None and not folder.is_dir():
             raise BadData(f"{folder} is no folder; --data takes one that holds test sets.")
         self._folder = folder
-        self._files = _listed(folder) if folder is not None else []
+        self._files, self._damaged = _listed(folder) if folder is not None else ([], [])
         self._found: dict[Source, Found] = {}
         self._made: dict[tuple[str, Source], Any] = {}
         self._unreachable: str | None = None
@@ -273,12 +280,27 @@ class Sets:
 
     def _look(self, source: Source, folder: Path) -> Found:
         for pattern in source.names:
-            for name, path, member in self._files:
-                if fnmatch.fnmatch(f"/{name.lower()}", f"*/{pattern.lower()}"):
-                    data = path.read_bytes() if member is None else _member(path, member)
-                    return Found(source, str(folder / name), Path(name).name, data)
+            for file in self._files:
+                if _fits(file.name, pattern):
+                    shards = self._shards(file)
+                    data, *more = (_bytes(shard) for shard in shards)
+                    others = f" and its {len(more)} other shards" if more else ""
+                    return Found(source, f"{folder / file.name}{others}", Path(file.name).name, data, tuple(more))
         hub = ", or leave --data out to fetch it from the hub" if source.hub else ""
-        raise Unavailable(f"{source.title} is not in {folder}: put {source.get} there{hub}.")
+        damaged = f" ({', '.join(self._damaged)} there is damaged and was not looked into)" if self._damaged else ""
+        raise Unavailable(f"{source.title} is not in {folder}{damaged}: put {source.get} there{hub}.")
+
+    def _shards(self, first: "_File") -> list["_File"]:
+        """The files of a set that is cut into shards as the hub cuts them; of any other, the one."""
+        cut = _SHARD.fullmatch(first.name)
+        if cut is None:
+            return [first]
+        start, count, end = cut[1], int(cut[3]), cut[4]
+        names = [f"{start}-{number:05}-of-{cut[3]}{end}" for number in range(count)]
+        there = {file.name: file for file in self._files}
+        if missing := [name for name in names if name not in there]:
+            raise Unavailable(f"{missing[0]} is missing: {len(missing)} of the {count} shards of {first.name}.")
+        return [there[name] for name in names]
 
     def _fetch(self, source: Source) -> Found:
         if not source.hub:
@@ -306,9 +328,26 @@ def _instead(source: Source, reason: str) -> str:
     return f"{source.title}: {reason}; get {source.get}, and name its folder with --data."
 
 
-def _listed(folder: Path) -> list[tuple[str, Path, str | None]]:
-    """The files below a folder, and in its .zip files: (path below it, file, member), shallow ones first."""
-    found: list[tuple[str, Path, str | None]] = []
+@dataclass(frozen=True, slots=True)
+class _File:
+    """name: the path below the folder; member: of the archive at `path`."""
+
+    name: str
+    path: Path
+    member: str | None = None
+
+
+def _fits(name: str, pattern: str) -> bool:
+    """Whether the end of a path is of a pattern, folder by folder."""
+    parts, patterns = name.lower().split("/"), pattern.lower().split("/")
+    end = parts[-len(patterns) :]
+    return len(end) == len(patterns) and all(map(fnmatch.fnmatchcase, end, patterns))
+
+
+def _listed(folder: Path) -> tuple[list[_File], list[str]]:
+    """The files below a folder and in its .zip files, shallow ones first, and the .zip files that are damaged."""
+    found: list[_File] = []
+    damaged: list[str] = []
     for place, folders, files in os.walk(folder):
         here = Path(place)
         if len(here.relative_to(folder).parts) >= _DEPTH or len(found) > _MOST_FILES:
@@ -317,29 +356,37 @@ def _listed(folder: Path) -> list[tuple[str, Path, str | None]]:
         for file in sorted(files):
             path = here / file
             name = path.relative_to(folder).as_posix()
-            found.append((name, path, None))
+            found.append(_File(name, path))
             if file.lower().endswith(".zip"):
                 # One that is damaged may be no set's.
-                with suppress(*_DAMAGE), zipfile.ZipFile(path) as archive:
-                    found += [(f"{name}/{member}", path, member) for member in sorted(archive.namelist())]
-    return sorted(found, key=lambda each: (each[2] is not None, each[0].count("/"), each[0]))
+                try:
+                    with zipfile.ZipFile(path) as archive:
+                        found += [_File(f"{name}/{member}", path, member) for member in sorted(archive.namelist())]
+                except _DAMAGE:
+                    damaged.append(name)
+    return sorted(found, key=lambda each: (each.member is not None, each.name.count("/"), each.name)), damaged
 
 
-def _member(path: Path, member: str) -> bytes:
+def _bytes(file: _File) -> bytes:
     try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.read(member)
+        if file.member is None:
+            return file.path.read_bytes()
+        with zipfile.ZipFile(file.path) as archive:
+            return archive.read(file.member)
     except _DAMAGE as error:
-        raise BadData(f"{member} cannot be read from {path} ({error}); unpack it, or get it again.") from None
+        if file.member is None:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise BadData(f"{file.path} cannot be read: {reason}.") from None
+        raise BadData(f"{file.member} cannot be read from {file.path} ({error}); unpack it, or get it again.") from None
 
 
-def _parquet(found: Found) -> list[dict[str, Any]]:
+def _parquet(where: str, data: bytes) -> list[dict[str, Any]]:
     try:
         from pyarrow import ArrowException, parquet
     except ImportError:
-        raise Unavailable(f"Reading {found.where} needs pyarrow: install the extra `corpus` (see README).") from None
+        raise Unavailable(f"Reading {where} needs pyarrow: install the extra `corpus` (see README).") from None
     try:
-        rows: list[dict[str, Any]] = parquet.read_table(io.BytesIO(found.data)).to_pylist()
+        rows: list[dict[str, Any]] = parquet.read_table(io.BytesIO(data)).to_pylist()
         return rows
     except (ArrowException, OSError) as error:
-        raise BadData(f"{found.where} is a damaged parquet file: {str(error).splitlines()[0]}") from None
+        raise BadData(f"{where} is a damaged parquet file: {str(error).splitlines()[0]}") from None

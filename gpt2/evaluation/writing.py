@@ -158,7 +158,7 @@ def _rouge_cells(
 
 def _side(found: Found, language: str) -> list[str]:
     """One language of a test set: SGML segments, a sentence a line, or records with a `translation`."""
-    if found.is_table or found.name.endswith((".jsonl", ".jsonl.gz")):
+    if found.is_table:
         lines = []
         for number, record in enumerate(found.records(), 1):
             both = record.get("translation", record)

@@ -1,6 +1,7 @@
 """`gpt2 paper`: its table, its JSON, and its exit codes."""
 
 import json
+import re
 
 import pytest
 
@@ -37,6 +38,15 @@ def test_the_table_says_what_is_scored_how_and_what_is_not(run):
     assert "every token scored once" not in note, "what all readings have in common is said once"
     assert "text8: text8 is not in" in answer.out
     assert "mattmahoney.net" in answer.out
+
+
+def test_where_the_paper_has_its_largest_model_alone_the_table_says_so(run, data):
+    (data / "cnn_dailymail_test.jsonl").write_text('{"article": "It rained.", "highlights": "Rain."}\n')
+    answer = run("--only", "ptb,cnn-dailymail")
+    assert re.search(r"ROUGE-1 F1 %, TL;DR: .* 29\.34\*", answer.out)
+    assert re.search(r"ROUGE-1 F1 %, lead-3 .* 40\.38 ", answer.out)
+    assert "of the paper's largest model, 1542M" in answer.out
+    assert "largest model" not in run("--only", "ptb").out
 
 
 def test_json_is_one_document_with_every_protocol(run):

@@ -207,6 +207,29 @@ def test_a_book_question_without_a_blank_is_named():
         cloze.books(Found(SOURCES["cbt-cn"], "x", "x.txt", broken.encode()))
 
 
+def test_book_questions_need_no_blank_line_between_them_and_may_end_in_a_bar():
+    found = cloze.books(Found(SOURCES["cbt-cn"], "x", "x.txt", BOOK.encode()))
+    close = "\n".join(line + "|" * ("\t" in line) for line in BOOK.split("\n") if line)
+    assert cloze.books(Found(SOURCES["cbt-cn"], "x", "x.txt", close.encode())) == found
+    with pytest.raises(BadData, match="question 1: its last line has no answer"):
+        cloze.books(Found(SOURCES["cbt-cn"], "x", "x.txt", BOOK.replace("\tcat\t\tdog|cat|sea", "").encode()))
+    with pytest.raises(BadData, match="question 2: the answer 'cow' is no candidate"):
+        cloze.books(Found(SOURCES["cbt-cn"], "x", "x.txt", BOOK.replace("sat .\tcat", "sat .\tcow").encode()))
+
+
+def test_a_word_left_out_twice_is_put_in_twice(make_job):
+    twice = BOOK.replace("XXXXX sat .", "A XXXXX and a XXXXX sat .")
+    question = cloze._book_question(*cloze.books(Found(SOURCES["cbt-cn"], "x", "x.txt", twice.encode()))[1], False)
+    assert question.after == " and a XXXXX sat ."
+    job = make_job({}, 512)
+    items, cut = cloze.choice_items(job, question, rest=True)
+    assert not cut
+    written = [job.model.tokenizer.decode([*each.context, *each.continuation]) for each in items]
+    assert [text.rsplit(" . ", 1)[1] for text in written] == [
+        f"A {word} and a {word} sat ." for word in ("mat", "sea", "cat")
+    ]
+
+
 def test_a_book_question_as_ordinary_text():
     [first, _] = cloze.books(Found(SOURCES["cbt-cn"], "x", "x.txt", BOOK.encode()))
     question = cloze._book_question(*first, True)

@@ -1,6 +1,7 @@
 """Language modelling rows: denominators worked by hand, and the loss against transformers on the same weights."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -150,6 +151,25 @@ def test_the_original_token_counts_are_the_known_ones(shared):
     folder = shared / "data/eval"
     for name, count in (("wikitext2/wiki.test.raw", 245_569), ("ptb/ptb.test.txt", 82_430)):
         assert language.words_and_lines((folder / name).read_text(encoding="utf-8")) == count
+
+
+def test_another_file_under_a_sets_name_is_told(job, tmp_path):
+    for name in ("ptb.test.txt", "text8", "news.en-00000-of-00100"):
+        (tmp_path / "data" / name).write_text("this page was not found\n")
+    rows = {row.name: row for row in language.ROWS}
+    job = replace(job, sets=Sets(tmp_path / "data"))
+    for row, told in (
+        ("ptb", "NOT THE PUBLISHED FILE: 6 words and line ends where that has 82,430"),
+        ("text8", "NOT THE PUBLISHED FILE: 24 bytes where that has 100,000,000"),
+    ):
+        assert all(cell.protocol.endswith(told) for cell in rows[row].cells(job))
+    assert all("PUBLISHED" not in cell.protocol for cell in rows["1bw"].cells(job))
+
+
+def test_the_published_files_are_not_told_apart_from_themselves(shared):
+    sets = Sets(shared / "data/eval")
+    for name in ("wikitext-raw", "wikitext-2", "wikitext-103", "ptb"):
+        assert language.unlike_published(sets.get(SOURCES[name]), name) == ""
 
 
 def test_a_missing_file_leaves_the_other_readings(job):
