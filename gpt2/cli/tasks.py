@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from gpt2.tasks import Reply, Way
 
 
+# Columns of a table that has no texts to ask about: Natural Questions, say.
+_OF_QUESTIONS = {"question", "answer", "answers", "id"}
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     """What the flags say: a task, and the texts it is asked about (on the command line or in files)."""
@@ -36,6 +40,8 @@ class Request:
             raise BadOption("Give a text or --file, not both.")
         for file in self.files:
             file.stat()  # one that is missing is told before a model is loaded, and before anything is said of that
+            if file.is_dir():
+                raise BadOption(f"{file} is a folder; give its files, each with a --file of its own.")
         if "prompts" in given:
             raise BadOption("--prompts holds prompts that are gone on from; with --task give texts with --file.")
         if "echo" in given:
@@ -52,7 +58,8 @@ class Request:
         from gpt2.tasks.asking import fields as filled
 
         has_text = bool(self.text or self.files)
-        way = find(model, self.task, to=self.to, question=self.question, about=has_text)
+        about = has_text and not self._is_of_questions()
+        way = find(model, self.task, to=self.to, question=self.question, about=about)
         if not has_text and way.text is not None:
             raise BadPrompt(f"--task {self.task} needs a text: give one, - for standard input, or --file.")
         rows: list[tuple[str, dict[str, str]]] = []
@@ -62,6 +69,16 @@ class Request:
             except BadPrompt as error:
                 raise BadPrompt(f"{name}: {error}" if name else str(error)) from None
         return way, rows
+
+    def _is_of_questions(self) -> bool:
+        """Whether the files have questions and nothing that they are about, so that they are the memory's to answer."""
+        from gpt2.finetuning.rows import columns_of
+
+        given = self.question is not None or self.field is not None
+        if self.task != "answer" or given or not all(_is_table(file) for file in self.files):
+            return False
+        columns = [set(columns_of(file)) for file in self.files]
+        return bool(columns) and all("question" in each and each <= _OF_QUESTIONS for each in columns)
 
     def _texts(self, way: "Way") -> Iterator[tuple[str, str | Mapping[str, str] | None]]:
         if not self.text and not self.files:
@@ -85,6 +102,7 @@ class Request:
         if self.field is not None and way.text not in wanted:
             raise BadOption(f"--field: the task {way.name} has the columns {', '.join(wanted)}, and no single text.")
         problems = Problems(skip=True)
+        hint = " --field names the column of the text." if way.text in wanted and self.field is None else ""
         try:
             read = read_rows([str(file)], list(columns.values()), problems)
             found = []
@@ -95,12 +113,12 @@ class Request:
                 else:
                     found.append((number, row))
         except BadData as error:
-            hint = " --field names the column of the text." if way.text in wanted and self.field is None else ""
             what = str(error).removesuffix(" The template's braces name columns.")
             raise BadData(what + hint) from None
         note = problems.check()
         if not found:
-            raise BadPrompt(f"{file} has no row that can be used" + (f"; {note}." if note else "."))
+            lacks = hint if note and "no column" in note else ""
+            raise BadPrompt(f"{file} has no row that can be used" + (f"; {note}." if note else ".") + lacks)
         if note:
             warnings.warn(note, Notice, stacklevel=2)
         for number, row in found:

@@ -287,10 +287,13 @@ class _Making:
     def read(self, places: Sequence[str], skip_bad: bool, note: Note, most: int = 0) -> list[_Made]:
         """The examples of files. Raises BadData."""
         problems = Problems(skip_bad)
-        found, empty, long, cut = [], 0, 0, 0
+        found, empty, alone, long, cut = [], 0, 0, 0, 0
         for source, number, row in itertools.islice(read_rows(places, self.template.fields, problems), most or None):
             if self.template.is_empty(row):
                 empty += 1
+                continue
+            if self.template.has_no_prompt(row):
+                alone += 1
                 continue
             try:
                 made = self._example(row)
@@ -307,6 +310,8 @@ class _Making:
             note(told)
         if empty:
             note(f"left out: {empty:,} examples with an empty target")
+        if alone:
+            note(f"left out: {alone:,} examples with an empty prompt")
         if long:
             note(f"left out: {long:,} examples whose target does not {fit} with the template")
         if cut:
@@ -317,7 +322,7 @@ class _Making:
                 raise BadData(f"{names}: there are no rows.")
             raise BadData(
                 f"{names}: of {problems.rows:,} rows none can be learnt from ({problems.count:,} cannot be used, "
-                f"{empty:,} have an empty target, {long:,} one that does not {fit})"
+                f"{empty:,} have an empty target, {alone:,} an empty prompt, {long:,} a target that does not {fit})"
                 + (f": {next(iter(problems.said.values()))[0]}." if problems.said else ".")
             )
         return found

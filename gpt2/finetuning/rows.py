@@ -135,6 +135,12 @@ def read_rows(places: Sequence[str], columns: Sequence[str], problems: Problems)
             raise BadData(_NO_COLUMN.format(source=source, name=name, there=there))
 
 
+def columns_of(file: Path) -> list[str]:
+    """The columns of a table: of JSON lines those of the first object, none where there is no row. Raises as above."""
+    records = (record for _, record in _READERS[kind_of(file)](file, ()) if not isinstance(record, str))
+    return list(next(records, {}))
+
+
 def _kind(value: Any) -> str:
     return "half characters" if isinstance(value, str) else f"{_name_of(value)}, not text"
 
@@ -249,7 +255,7 @@ def _parquet(file: Path, columns: Sequence[str]) -> _Records:
         with parquet.ParquetFile(file, buffer_size=2**20, pre_buffer=False) as table:
             _check_columns(file, table.schema_arrow.names, columns)
             number = 0
-            for batch in table.iter_batches(batch_size=256, columns=list(columns), use_threads=False):
+            for batch in table.iter_batches(batch_size=256, columns=list(columns) or None, use_threads=False):
                 for record in batch.to_pylist():
                     number += 1
                     yield number, record

@@ -1,16 +1,18 @@
 """Articles as title, lead section and body: out of a dump of Wikipedia, or of WikiText's files.
 
 mwxml reads the dump a page at a time, mwparserfromhell parses its wikitext. Kept are articles (name space 0) that are
-no redirects; templates, tables, references, files and categories are no text. WikiText's files have their structure in
-lines such as " = Title = " and " = = Section = = ".
+no redirects; templates, tables, references, files, categories and links to other languages are no text, but for a few
+templates that stand for words in a sentence. WikiText's files have their structure in lines such as " = Title = " and
+" = = Section = = ".
 """
 
 import bz2
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from gpt2.errors import BadData, Unavailable
@@ -19,8 +21,16 @@ COLUMNS = ("title", "lead", "body")
 
 _HEADING = re.compile(r"^\s*((?:= )+)(.+?)((?: =)+)\s*$")
 _NAMESPACES = re.compile(r"^\s*:?(?:file|image|category|datei|bild|kategorie|fichier|catégorie|archivo)\s*:", re.I)
+_OTHER_LANGUAGE = re.compile(r"[a-z]{2,3}(-[a-z]+)*\s*:")
+# In old dumps it is the text alone that says so. The word is each language's own.
+_REDIRECT = re.compile(r"\s*#\s*\w+\s*:?\s*\[\[")
+_SWITCH = re.compile(r"__[A-Z]+__")
 _BLANKS = re.compile(r"[ \t\xa0]+")
 _EMPTY_BRACKETS = re.compile(r"\s*\(\s*[;,]*\s*\)")
+# Templates that stand for words, and which of their unnamed values those are.
+_WORDS: Mapping[str, slice] = MappingProxyType(
+    {"lang": slice(1, 2), "convert": slice(2), "cvt": slice(2), "nowrap": slice(1), "nobr": slice(1), "small": slice(1)}
+)
 _NO_TEXT = ("ref", "gallery", "math", "timeline", "score", "table", "imagemap", "syntaxhighlight", "source")
 
 
@@ -41,7 +51,7 @@ def read_wikitext(file: Path) -> Iterator[Article]:
     title, sections = "", [[], []]  # type: str, list[list[str]]
     inside = False
     try:
-        with file.open(encoding="utf-8") as lines:
+        with file.open(encoding="utf-8-sig") as lines:
             for line in lines:
                 heading = _HEADING.match(line)
                 levels = (len(heading[1]) // 2, len(heading[3]) // 2) if heading else (0, 0)
@@ -92,7 +102,7 @@ def read_dump(file: Path) -> Iterator[Article]:
                 text = None
                 for revision in page:
                     text = revision.text
-                if text:
+                if text and not _REDIRECT.match(text):
                     yield parse(page.title, text)
     except (OSError, EOFError) as error:
         raise BadData(f"{file} cannot be read ({error}).") from None
@@ -124,24 +134,36 @@ def _plain(section: Any, headings: list[Any]) -> list[str]:
     """The paragraphs of a section."""
     from mwparserfromhell.nodes import Tag, Template, Wikilink
 
-    for node in [*headings, *section.filter_templates(recursive=False)]:
+    for node in headings:
         _remove(section, node)
+    for node in section.filter_templates(recursive=section.RECURSE_OTHERS):
+        _remove(section, node, _words(node))
     for node in section.filter(forcetype=(Tag, Wikilink, Template)):
-        is_file = isinstance(node, Wikilink) and _NAMESPACES.match(str(node.title))
-        if is_file or (isinstance(node, Tag) and str(node.tag).strip().lower() in _NO_TEXT):
-            _remove(section, node)
+        if isinstance(node, Wikilink):
+            if _NAMESPACES.match(str(node.title)) or _OTHER_LANGUAGE.match(str(node.title)):
+                _remove(section, node)
+        elif isinstance(node, Tag):
+            tag = str(node.tag).strip().lower()
+            if tag in _NO_TEXT or tag == "br":
+                _remove(section, node, " " if tag == "br" else "")
     paragraphs = (_cleaned(line) for line in section.strip_code(normalize=True, collapse=True).splitlines())
     return [paragraph for paragraph in paragraphs if paragraph]
 
 
-def _remove(section: Any, node: Any) -> None:
+def _words(template: Any) -> str:
+    """What a template stands for in a sentence, if it is one of those that do."""
+    values = [str(value.value).strip() for value in template.params if not value.showkey]
+    return " ".join(values[_WORDS.get(str(template.name).strip().lower(), slice(0))])
+
+
+def _remove(section: Any, node: Any, words: str = "") -> None:
     # What lay in another node went with it.
     with suppress(ValueError):
-        section.remove(node)
+        section.replace(node, words)
 
 
 def _cleaned(line: str) -> str:
-    return _BLANKS.sub(" ", _EMPTY_BRACKETS.sub("", line)).strip(" *#:;")
+    return _BLANKS.sub(" ", _EMPTY_BRACKETS.sub("", _SWITCH.sub("", line))).strip(" *#:;")
 
 
 def _missing(package: str) -> Unavailable:

@@ -4,7 +4,7 @@ Everything is written by the engine that generates everywhere, all prompts of a 
 """
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -70,6 +70,8 @@ def ask(
     Source: Radford et al. 2019, sections 3.5 to 3.8.
     """
     several = not isinstance(text, str | Mapping) and text is not None
+    if several and not isinstance(text, Iterable):
+        raise BadPrompt(f"The text for the task {task} is {text!r:.60}; it must be text, or a list of texts.")
     texts: Sequence[str | Mapping[str, str] | None] = text if several else [text]  # type: ignore[assignment, list-item]
     way = find(model, task, to=to, question=question, about=text is not None)
     if several and not texts:
@@ -201,6 +203,11 @@ def replies(
     if shorten and options.max_tokens > window // 2:
         options = replace(options, max_tokens=max(1, window // 2))
     options = held_to(way.labels, options, reader.tokenizer)
+    if options.max_tokens >= window:
+        raise ContextOverflow(
+            f"max_tokens is {options.max_tokens:,}, and this model's window has {window:,} tokens, prompt included; "
+            "ask for fewer."
+        )
     asked = [fitted(way, row, reader.tokenizer, window - options.max_tokens) for row in rows]
     if way.by_line and (long := sum(len(sentences(row[prompts.TEXT])) > 1 for row in rows)):
         warnings.warn(

@@ -88,6 +88,10 @@ class Template:
         """Whether nothing but white space stands in the target's fields."""
         return not any(values[piece.name].strip() for piece in self._target if isinstance(piece, Field))
 
+    def has_no_prompt(self, values: Mapping[str, str]) -> bool:
+        """Whether the prompt has fields, and nothing but white space stands in them."""
+        return bool(self.prompt_fields) and not any(values[name].strip() for name in self.prompt_fields)
+
     def prompt_ids(self, values: Mapping[str, str], tokenizer: "Tokenizer", room: int) -> tuple[list[int], bool]:
         """The prompt's ids, at most `room`, and whether something was cut for that.
 

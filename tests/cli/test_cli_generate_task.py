@@ -116,6 +116,13 @@ def test_columns_are_named(run, tmp_path):
     assert [each["source"] for each in answer.json] == [f"{tmp_path / 'half.jsonl'}, line {line}" for line in (1, 3)]
 
 
+def test_a_table_of_questions_alone_is_answered_from_memory(run, tmp_path):
+    (tmp_path / "nq.jsonl").write_text('{"question": "who came", "answer": ["a man"]}\n{"question": "why"}\n')
+    found = run("--task", "answer", "--file", tmp_path / "nq.jsonl", "--max-tokens", "3", "--json").json
+    assert [each["prompt"].rpartition("\n")[0].rpartition("\n")[2] for each in found] == ["Q: who came?", "Q: why?"]
+    assert "A: Au\n" in found[0]["prompt"]
+
+
 def test_a_row_without_text_does_not_stop_the_others(run, tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"text": "One."}\n{"text": " "}\n{"text": null}\n{"text": "Two."}\n')
     answer = run("--task", "summarise", "--file", tmp_path / "rows.jsonl", "--json")
@@ -128,6 +135,8 @@ def test_a_row_without_text_does_not_stop_the_others(run, tmp_path):
     assert answer.code == 2
     assert "has no row that can be used; left out: 1 of 1 rows cannot be used" in answer.err
     assert "line 1 (empty text)" in answer.err
+    (tmp_path / "rows.jsonl").write_text('{"story": "One."}\nnot json\n')
+    assert "--field names the column" in run("--task", "summarise", "--file", tmp_path / "rows.jsonl").err
 
 
 def test_a_text_is_translated_line_by_line(run, tmp_path):
@@ -190,6 +199,7 @@ def test_a_fine_tuned_checkpoint_is_asked_by_its_own_template(gpt2, tmp_path):
         (["--task", "summarise", "x", "--field", "y"], "--field names a column"),
         (["--task", "summarise", "--file", "no/such.txt"], "no/such.txt: No such file"),
         (["--task", "summarise", "--file", "no/such.jsonl"], "no/such.jsonl"),
+        (["--task", "summarise", "--file", "/"], "/ is a folder; give its files"),
         (["--task", "translate", "x", "--to", "de"], "Invalid value for '--to': 'de' is not one of 'fr', 'en'."),
         (["--task", "summarise", "x", "--temperature", "-1"], "temperature is -1"),
         (["--file", "y", "x"], "--file is for --task."),

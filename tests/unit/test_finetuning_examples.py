@@ -154,6 +154,9 @@ def test_empty_targets_and_targets_that_do_not_fit_are_left_out_and_counted(tmp_
     assert len(found.training) == 4
     assert "left out: 2 examples with an empty target" in notes
     assert any(note.startswith("left out: 1 examples whose target does not fit into 32 tokens") for note in notes)
+    found = opened(tmp_path, [{"text": " ", "label": "d"}, *some(4)], replace(OPTIONS, validation=0), notes)
+    assert len(found.training) == 4
+    assert "left out: 1 examples with an empty prompt" in notes
     with pytest.raises(BadData, match=r"of 3 rows none can be learnt from \(0 cannot be used, 2 have an empty"):
         opened(tmp_path, rows)
 

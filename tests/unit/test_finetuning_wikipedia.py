@@ -50,8 +50,23 @@ def dump(*pages):
 def test_an_article_of_wikitext():
     pytest.importorskip("mwparserfromhell")
     article = parse("Cat", WIKITEXT)
-    assert article.lead == "The cat is a pet of people.\nIt purrs & sleeps."
+    assert article.lead == "The cat (felis) is a pet of people.\nIt purrs & sleeps."
     assert article.body == "History\nLong ago they came.\none\ntwo\nEgypt\nBast."
+
+
+@pytest.mark.parametrize(
+    ("wikitext", "plain"),
+    [
+        ("A<br/>B<br>C", "A B C"),
+        ("It is {{convert|10|km|mi}} and '''{{lang|fr|Bonjour}}''', {{nowrap|3 m}}.", "It is 10 km and Bonjour, 3 m."),
+        ("{{Infobox|x={{lang|fr|No}}}}Text {{citation needed}} here.", "Text here."),
+        ("__NOTOC__Text.\n[[fr:Bourg]]\n[[zh-min-nan:X]]", "Text."),
+        ("[[Category:Cats]][[Cat]] and [[War: a history|war]].", "Cat and war."),
+    ],
+)
+def test_what_stands_in_a_sentence_is_kept_and_markup_is_not(wikitext, plain):
+    pytest.importorskip("mwparserfromhell")
+    assert parse("x", wikitext).lead == plain
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -61,6 +76,7 @@ def test_a_dump_gives_its_articles_and_no_redirects_or_talk(tmp_path, packed):
         ("Cat", 0, "", "A cat.\n\n== Life ==\nIt sleeps."),
         ("Talk:Cat", 1, "", "No!"),
         ("Cats", 0, '<redirect title="Cat" />', "#REDIRECT [[Cat]]"),
+        ("Hound", 0, "", " #REDIRECT [[Dog]]"),
         ("Dog", 0, "", "A dog."),
     ).encode()
     path = tmp_path / ("d.xml.bz2" if packed else "d.xml")
@@ -91,6 +107,11 @@ def test_wikitext(shared, name):
     ours = " ".join(f"{article.title} {article.lead} {article.body}" for article in found).split()
     assert [word for word in ours if word != "="] == words
     assert sum(bool(article.lead and article.body) for article in found) > 0.9 * len(found)
+
+
+def test_a_byte_order_mark_hides_no_title(tmp_path):
+    (tmp_path / "x.raw").write_bytes(b"\xef\xbb\xbf = One = \n a \n = Two = \n b \n")
+    assert [article.title for article in read_wikitext(tmp_path / "x.raw")] == ["One", "Two"]
 
 
 def test_a_text_without_titles_is_told(tmp_path):

@@ -160,6 +160,7 @@ def test_several_sentences_to_translate_are_told(wide):
         (("summarise", ["a", ""]), BadPrompt, "is empty"),
         (("summarise", {"article": "x"}), BadPrompt, "needs a text"),
         (("summarise", {"text": 7}), BadPrompt, "is 7; it must be text"),
+        (("summarise", 7), BadPrompt, "is 7; it must be text, or a list"),
         (("answer", "x"), BadPrompt, "needs a question"),
         (("answer",), BadPrompt, "needs a question"),
     ],
@@ -167,6 +168,12 @@ def test_several_sentences_to_translate_are_told(wide):
 def test_what_cannot_be_asked(model, arguments, error, said):
     with pytest.raises(error, match=said):
         gpt2.ask(model, *arguments)
+
+
+def test_an_answer_as_long_as_the_window_is_refused(model):
+    window = model.config.n_positions
+    with pytest.raises(ContextOverflow, match=f"max_tokens is {window:,}, and this model's window has {window:,}"):
+        gpt2.ask(model, "summarise", "x", max_tokens=window)
 
 
 def test_options_of_other_tasks_are_refused(model):
