@@ -57,13 +57,13 @@ def prompt_ids(model: "LanguageModel", task: Task, row: Mapping[str, str], behin
 
     Raises ContextOverflow where the template's own words are too many for that.
     """
-    room = model.config.n_positions - behind
+    room = task.window(model.config.n_positions) - behind
     try:
         return task.template.prompt_ids(row, model.tokenizer, room)[0]
     except DoesNotFit:
         raise ContextOverflow(
-            f"The template's own words and {behind} tokens of an answer do not fit into the model's window of "
-            f"{model.config.n_positions}; shorten the template, or leave out --examples, --score and --classify."
+            f"The template's own words and {behind} tokens of an answer do not fit into {room + behind} tokens; "
+            "shorten the template, or leave out --examples, --score and --classify."
         ) from None
 
 

@@ -211,7 +211,7 @@ def _task(tuning: FinetuneOptions, rows: Rows, options: TrainingOptions, note: N
             note(f"{same} of {len(labels)} labels share their first token with another: labels are scored whole")
     # An answer has its end, too, and leaves the prompt at least half of the window.
     most = max(1, min(longest + 1, options.context // 2))
-    return Task(tuning.name or "finetuned", Template(tuning.template), (), most, labels)
+    return Task(tuning.name or "finetuned", Template(tuning.template), (), most, labels, options.context)
 
 
 def _work(

@@ -199,13 +199,13 @@ def replies(
     shorten: in a window that is small beside the answer's length, that is cut to half of it. Prompts are checked at
     once, and texts cut; what was cut is told (Notice).
     """
-    window = reader.config.n_positions
+    window = way.window(reader.config.n_positions)
     if shorten and options.max_tokens > window // 2:
         options = replace(options, max_tokens=max(1, window // 2))
     options = held_to(way.labels, options, reader.tokenizer)
     if options.max_tokens >= window:
         raise ContextOverflow(
-            f"max_tokens is {options.max_tokens:,}, and this model's window has {window:,} tokens, prompt included; "
+            f"max_tokens is {options.max_tokens:,}, and there are {window:,} tokens for prompt and answer together; "
             "ask for fewer."
         )
     asked = [fitted(way, row, reader.tokenizer, window - options.max_tokens) for row in rows]
@@ -233,7 +233,7 @@ def _say_cut(cuts: Sequence[int], window: int, answer: int) -> None:
         return
     what = "The text is" if len(cuts) == 1 else f"{len(many)} of {len(cuts)} texts are"
     warnings.warn(
-        f"{what} longer than this model's window of {window:,} tokens allows beside its {answer:,} new ones: "
+        f"{what} longer than the {window:,} tokens for prompt and answer allow, with {answer:,} for the answer: "
         f"{sum(many):,} tokens were left out at the end.",
         Notice,
         stacklevel=4,

@@ -5,7 +5,7 @@ not their every character; what is ours is said beside it. Nothing here runs a m
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from gpt2.errors import BadOption
 from gpt2.generation import GenerationOptions, SamplingOptions
@@ -56,7 +56,7 @@ class Way:
     template: the prompt, with fields; its target is not used. options: the task's defaults. extract: from what the
     model wrote to the answer. text: the field that is cut at its end where the window is too small; None where any may
     be. figure: what the paper found, and with how many parameters; empty for a checkpoint's own task. by_line: each
-    line of a text is asked about by itself. labels: all that an answer can be; empty where it is free.
+    line of a text is asked about by itself. task: the checkpoint's own, where it is that.
     """
 
     name: str
@@ -66,8 +66,21 @@ class Way:
     text: str | None = TEXT
     figure: str = ""
     by_line: bool = False
-    own: bool = field(default=False)
-    labels: tuple[str, ...] = ()
+    task: Task | None = None
+
+    @property
+    def own(self) -> bool:
+        """Whether this is what a checkpoint was fine-tuned for."""
+        return self.task is not None
+
+    @property
+    def labels(self) -> Sequence[str]:
+        """All that an answer can be; none where it is free."""
+        return self.task.labels if self.task is not None else ()
+
+    def window(self, model: int) -> int:
+        """Tokens for a prompt and its answer, in a model with a window of `model` tokens."""
+        return self.task.window(model) if self.task is not None else model
 
 
 def literal(text: str) -> str:
@@ -151,4 +164,4 @@ def own(task: Task) -> Way:
     fields = [name for name in task.template.prompt_fields if name != QUESTION]
     options = GenerationOptions(max_tokens=task.max_tokens, stop=task.stop, overflow="stop", sampling=GREEDY)
     text = fields[0] if len(fields) == 1 else None
-    return Way(task.name, task.template, options, str.strip, text, own=True, labels=task.labels)
+    return Way(task.name, task.template, options, str.strip, text, task=task)

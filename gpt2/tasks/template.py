@@ -200,7 +200,8 @@ class Task:
     """What a fine-tuned model was taught, for those who ask it: the template, where an answer ends, how long it is.
 
     stop: strings that end an answer, beside end of text, which always does. labels: all that an answer can be, where it
-    is one of a few.
+    is one of a few. context: tokens of the longest prompt with its answer that was learnt from, so that none is asked
+    that is longer; None: the model's window.
     """
 
     name: str
@@ -208,6 +209,11 @@ class Task:
     stop: tuple[str, ...] = ()
     max_tokens: int = 100
     labels: tuple[str, ...] = ()
+    context: int | None = None
+
+    def window(self, model: int) -> int:
+        """Tokens for a prompt and its answer, in a model with a window of `model` tokens."""
+        return min(model, self.context or model)
 
     def to_json(self) -> str:
         """The text of a task.json."""
@@ -221,6 +227,8 @@ class Task:
         }
         if self.labels:
             document["labels"] = list(self.labels)
+        if self.context is not None:
+            document["context"] = self.context
         return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
     @classmethod
@@ -238,8 +246,11 @@ class Task:
                 raise ValueError("stop and labels must be lists of texts")
             if not isinstance(most, int) or isinstance(most, bool) or most < 1:
                 raise ValueError(f"max_tokens is {most!r}")
+            context = document.get("context")
+            if context is not None and (not isinstance(context, int) or isinstance(context, bool) or context <= most):
+                raise ValueError(f"context is {context!r}")
             template = Template(document["template"] + MARK + document["target"])
-            return cls(str(document.get("name", "")), template, tuple(stop), most, tuple(labels))
+            return cls(str(document.get("name", "")), template, tuple(stop), most, tuple(labels), context)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise BadCheckpoint(f"{source} is no task that was written here ({error}).") from None
 

@@ -88,7 +88,7 @@ def find_quietly(model, task, **options):
 
 def test_a_long_text_is_cut_at_its_end_and_never_the_prompt(model):
     text = "".join(f"{number} is a number. " for number in range(99))
-    with pytest.warns(Notice, match=r"The text is longer .* window of 512 tokens .* 100 new ones: 1,\d\d\d tokens"):
+    with pytest.warns(Notice, match=r"The text is longer than the 512 tokens .* 100 for the answer: 1,\d\d\d tokens"):
         reply = gpt2.ask(model, "summarise", text, seed=1)
     assert reply.prompt.endswith("\nTL;DR:")
     kept = reply.prompt.removesuffix("\nTL;DR:")
@@ -106,6 +106,16 @@ def test_an_answer_takes_at_most_half_of_a_small_window():
         gpt2.ask(tiny_model(window=64), "summarise", "News.", max_tokens=63)
     with pytest.raises(ContextOverflow, match="translate alone do not fit"):
         gpt2.ask(tiny_model(window=64), "translate", "A dog.")
+
+
+def test_a_task_of_its_own_is_asked_no_longer_than_it_was_learnt(tmp_path):
+    tiny = tiny_model(window=128)
+    task = Task("news", Template("{article}\nIn short: {summary}"), (), 9, context=40)
+    write_directory(tiny.network, tiny.tokenizer, tmp_path / "x", beside=lambda folder: write_task(task, folder))
+    with pytest.warns(Notice, match="was fine-tuned for"), pytest.warns(Notice, match="longer than the 40 tokens"):
+        reply = gpt2.ask(load(tmp_path / "x"), "news", "a long story " * 9)
+    assert len(reply.completion.prompt_ids) == 31
+    assert reply.prompt.endswith("\nIn short:")
 
 
 def test_a_question_is_never_cut(model):
@@ -172,7 +182,7 @@ def test_what_cannot_be_asked(model, arguments, error, said):
 
 def test_an_answer_as_long_as_the_window_is_refused(model):
     window = model.config.n_positions
-    with pytest.raises(ContextOverflow, match=f"max_tokens is {window:,}, and this model's window has {window:,}"):
+    with pytest.raises(ContextOverflow, match=f"max_tokens is {window:,}, and there are {window:,} tokens"):
         gpt2.ask(model, "summarise", "x", max_tokens=window)
 
 

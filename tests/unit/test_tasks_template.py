@@ -105,19 +105,30 @@ def test_an_empty_prompt_is_end_of_text():
 
 
 def test_task_json_is_read_back(tmp_path):
-    task = Task("Zusammenfassung", Template('{a}\n"TL;DR": {b}'), ("\n\n",), 60, (" ja", " nein"))
+    task = Task("Zusammenfassung", Template('{a}\n"TL;DR": {b}'), ("\n\n",), 60, (" ja", " nein"), 256)
     assert read_task(tmp_path) is None
     (tmp_path / "task.json").write_text(task.to_json(), encoding="utf-8")
     again = read_task(tmp_path)
     assert again is not None
     assert (again.name, again.stop, again.max_tokens, again.labels) == (task.name, task.stop, 60, task.labels)
     assert again.template.prompt({"a": "x"}) == 'x\n"TL;DR":'
+    assert (again.context, again.window(1024), again.window(100)) == (256, 256, 100)
     assert json.loads(task.to_json())["format"] == 1
+    # As an earlier version wrote it.
+    assert "context" not in json.loads(Task("t", Template("{a} {b}")).to_json())
 
 
 @pytest.mark.parametrize(
     "change",
-    [{"format": 2}, {"max_tokens": 0}, {"stop": "x"}, {"template": 3}, {"target": "none"}, {"labels": [1]}],
+    [
+        {"format": 2},
+        {"max_tokens": 0},
+        {"stop": "x"},
+        {"template": 3},
+        {"target": "none"},
+        {"labels": [1]},
+        {"context": 100},
+    ],
 )
 def test_a_damaged_task_is_named(tmp_path, change):
     document = json.loads(Task("t", Template("{a} {b}")).to_json()) | change
