@@ -62,21 +62,25 @@ def books(found: Found) -> list[tuple[list[str], str, tuple[str, ...], int]]:
                 if lines:
                     break
                 continue
-            parts = (line.split(" ", 1)[1] if " " in line else "").split("\t")
+            number, _, text = line.partition(" ")
+            if lines and number == "1":
+                break
+            parts = text.split("\t")
             if len(parts) < 3:
-                lines.append(parts[0])
+                lines.append(text)
                 continue
             # The line with the answer and the candidates ends a question, whether a blank one follows or not.
-            raw.append((lines, parts[0], parts[1], tuple(filter(None, parts[-1].split("|")))))
+            raw.append((lines, parts[0], parts[1], tuple(parts[-1].split("|"))))
             lines = []
         if lines or not raw:
             raise BadData(f"{found.where}, question {len(raw) + 1}: its last line has no answer and candidates.")
     questions = []
-    for number, (sentences, sentence, answer, candidates) in enumerate(raw, 1):
+    for place, (sentences, sentence, answer, options) in enumerate(raw, 1):
+        candidates = tuple(filter(None, options))
         if _BLANK not in sentence:
-            raise BadData(f"{found.where}, question {number}: no blank {_BLANK} in its last sentence.")
+            raise BadData(f"{found.where}, question {place}: no blank {_BLANK} in its last sentence.")
         if answer not in candidates:
-            raise BadData(f"{found.where}, question {number}: the answer {answer!r} is no candidate.")
+            raise BadData(f"{found.where}, question {place}: the answer {answer!r} is no candidate.")
         questions.append((sentences, sentence, candidates, candidates.index(answer)))
     return questions
 

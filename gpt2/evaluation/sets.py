@@ -26,8 +26,10 @@ T = TypeVar("T")
 # Deeper than this, and past so many files, a folder is no folder of test sets.
 _DEPTH, _MOST_FILES = 4, 100_000
 _PARQUET = b"PAR1"
-# Of the hub's tables; the One Billion Word's test is one of fifty files, and no shard in this sense.
-_SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})(\.parquet|\.jsonl(?:\.gz)?)")
+# Of the hub's tables, with or without a hash behind; the One Billion Word's test is one of fifty files, and no shard.
+_SHARD = re.compile(r"(.*)-(\d{5})-of-(\d{5})(?:-[0-9a-f]{16})?(\.parquet|\.jsonl)", re.IGNORECASE)
+# As its own conversions are, which do not say how many they are.
+_NUMBERED = re.compile(r"(.*/)(\d{4})(\.parquet)", re.IGNORECASE)
 # What zipfile raises for a damaged archive, an encrypted one (RuntimeError) and an unknown compression.
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError)
 
@@ -89,19 +91,23 @@ SOURCES: Mapping[str, Source] = MappingProxyType(
         ),
         "lambada-original": Source(
             "LAMBADA test, original",
-            ("lambada_test_plain_text.txt", "lambada*/plain_text/test-*.parquet"),
+            (
+                "lambada_test_plain_text.txt",
+                "lambada*/plain_text/test-*.parquet",
+                "datasets--*lambada/snapshots/*/plain_text/test-*.parquet",
+            ),
             (("cimec/lambada", "plain_text/test-00000-of-00001.parquet", None),),
             "lambada_test_plain_text.txt of lambada-dataset.tar.gz (zenodo.org/records/2630551)",
         ),
         "cbt-cn": Source(
             "Children's Book Test, common nouns, test",
-            ("cbtest_CN_test_2500ex.txt", "cbt*/CN/test-*.parquet"),
+            ("cbtest_CN_test_2500ex.txt", "CN/test-*.parquet"),
             (("cam-cst/cbt", "CN/test-00000-of-00001.parquet", None),),
             "cbtest_CN_test_2500ex.txt of CBTest.tgz",
         ),
         "cbt-ne": Source(
             "Children's Book Test, named entities, test",
-            ("cbtest_NE_test_2500ex.txt", "cbt*/NE/test-*.parquet"),
+            ("cbtest_NE_test_2500ex.txt", "NE/test-*.parquet"),
             (("cam-cst/cbt", "NE/test-00000-of-00001.parquet", None),),
             "cbtest_NE_test_2500ex.txt of CBTest.tgz",
         ),
@@ -287,20 +293,27 @@ class Sets:
                     others = f" and its {len(more)} other shards" if more else ""
                     return Found(source, f"{folder / file.name}{others}", Path(file.name).name, data, tuple(more))
         hub = ", or leave --data out to fetch it from the hub" if source.hub else ""
-        damaged = f" ({', '.join(self._damaged)} there is damaged and was not looked into)" if self._damaged else ""
+        many = len(self._damaged)
+        damaged = f" ({many} of its .zip files cannot be read, such as {self._damaged[0]})" if many else ""
         raise Unavailable(f"{source.title} is not in {folder}{damaged}: put {source.get} there{hub}.")
 
     def _shards(self, first: "_File") -> list["_File"]:
         """The files of a set that is cut into shards as the hub cuts them; of any other, the one."""
-        cut = _SHARD.fullmatch(first.name)
-        if cut is None:
+        shard = _shard(first.name)
+        if shard is None:
             return [first]
-        start, count, end = cut[1], int(cut[3]), cut[4]
-        names = [f"{start}-{number:05}-of-{cut[3]}{end}" for number in range(count)]
-        there = {file.name: file for file in self._files}
-        if missing := [name for name in names if name not in there]:
-            raise Unavailable(f"{missing[0]} is missing: {len(missing)} of the {count} shards of {first.name}.")
-        return [there[name] for name in names]
+        found: dict[int, _File] = {}
+        for file in self._files:
+            other = _shard(file.name)
+            if other is not None and other[0] == shard[0]:
+                found.setdefault(other[1], file)
+        wanted = range(shard[2] or max(found) + 1)
+        if missing := [number for number in wanted if number not in found]:
+            raise Unavailable(
+                f"{first.name} is one of {len(wanted)} shards, and {len(missing)} of them are missing: "
+                f"number {missing[0]}, counted from 0, is the first."
+            )
+        return [found[number] for number in wanted]
 
     def _fetch(self, source: Source) -> Found:
         if not source.hub:
@@ -337,6 +350,15 @@ class _File:
     member: str | None = None
 
 
+def _shard(name: str) -> tuple[tuple[str, ...], int, int] | None:
+    """Which set of shards a file is of, its number there, and how many there are (0: that is not said)."""
+    if cut := _SHARD.fullmatch(name):
+        return (cut[1], cut[3], cut[4]), int(cut[2]), int(cut[3])
+    if cut := _NUMBERED.fullmatch(name):
+        return (cut[1], cut[3]), int(cut[2]), 0
+    return None
+
+
 def _fits(name: str, pattern: str) -> bool:
     """Whether the end of a path is of a pattern, folder by folder."""
     parts, patterns = name.lower().split("/"), pattern.lower().split("/")
@@ -368,15 +390,15 @@ def _listed(folder: Path) -> tuple[list[_File], list[str]]:
 
 
 def _bytes(file: _File) -> bytes:
-    try:
-        if file.member is None:
+    if file.member is None:
+        try:
             return file.path.read_bytes()
+        except OSError as error:
+            raise BadData(f"{file.path} cannot be read: {error.strerror or error}.") from None
+    try:
         with zipfile.ZipFile(file.path) as archive:
             return archive.read(file.member)
     except _DAMAGE as error:
-        if file.member is None:
-            reason = error.strerror if isinstance(error, OSError) else error
-            raise BadData(f"{file.path} cannot be read: {reason}.") from None
         raise BadData(f"{file.member} cannot be read from {file.path} ({error}); unpack it, or get it again.") from None
 
 

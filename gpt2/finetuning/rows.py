@@ -136,9 +136,9 @@ def read_rows(places: Sequence[str], columns: Sequence[str], problems: Problems)
 
 
 def columns_of(file: Path) -> list[str]:
-    """The columns of a table: of JSON lines those of the first object, none where there is no row. Raises as above."""
+    """The columns of a table, of JSON lines those of any object; none where there is no row. Raises as above."""
     records = (record for _, record in _READERS[kind_of(file)](file, ()) if not isinstance(record, str))
-    return list(next(records, {}))
+    return list(dict.fromkeys(name for record in records for name in record))
 
 
 def _kind(value: Any) -> str:
@@ -255,6 +255,7 @@ def _parquet(file: Path, columns: Sequence[str]) -> _Records:
         with parquet.ParquetFile(file, buffer_size=2**20, pre_buffer=False) as table:
             _check_columns(file, table.schema_arrow.names, columns)
             number = 0
+            # No names ask for all.
             for batch in table.iter_batches(batch_size=256, columns=list(columns) or None, use_threads=False):
                 for record in batch.to_pylist():
                     number += 1

@@ -21,9 +21,9 @@ COLUMNS = ("title", "lead", "body")
 
 _HEADING = re.compile(r"^\s*((?:= )+)(.+?)((?: =)+)\s*$")
 _NAMESPACES = re.compile(r"^\s*:?(?:file|image|category|datei|bild|kategorie|fichier|catégorie|archivo)\s*:", re.I)
-_OTHER_LANGUAGE = re.compile(r"[a-z]{2,3}(-[a-z]+)*\s*:")
+_OTHER_LANGUAGE = re.compile(r"([a-z]{2,3}(-[a-z]+)*|simple)\s*:")
 # In old dumps it is the text alone that says so. The word is each language's own.
-_REDIRECT = re.compile(r"\s*#\s*\w+\s*:?\s*\[\[")
+_REDIRECT = re.compile(r"\s*#[^\s\[:]+\s*:?\s*\[\[[^\]\n]*\]\]\s*($|\n|\{\{|\[\[|<)")
 _SWITCH = re.compile(r"__[A-Z]+__")
 _BLANKS = re.compile(r"[ \t\xa0]+")
 _EMPTY_BRACKETS = re.compile(r"\s*\(\s*[;,]*\s*\)")
@@ -31,6 +31,7 @@ _EMPTY_BRACKETS = re.compile(r"\s*\(\s*[;,]*\s*\)")
 _WORDS: Mapping[str, slice] = MappingProxyType(
     {"lang": slice(1, 2), "convert": slice(2), "cvt": slice(2), "nowrap": slice(1), "nobr": slice(1), "small": slice(1)}
 )
+_RANGES = ("to", "and", "or", "by", "x", "-", "–", "to(-)", "±", "+/-", "and(-)", "*")
 _NO_TEXT = ("ref", "gallery", "math", "timeline", "score", "table", "imagemap", "syntaxhighlight", "source")
 
 
@@ -132,31 +133,36 @@ def parse(title: str, wikitext: str) -> Article:
 
 def _plain(section: Any, headings: list[Any]) -> list[str]:
     """The paragraphs of a section."""
-    from mwparserfromhell.nodes import Tag, Template, Wikilink
+    from mwparserfromhell.nodes import Tag, Wikilink
 
     for node in headings:
-        _remove(section, node)
+        _replace(section, node)
     for node in section.filter_templates(recursive=section.RECURSE_OTHERS):
-        _remove(section, node, _words(node))
-    for node in section.filter(forcetype=(Tag, Wikilink, Template)):
+        _replace(section, node, _words(node))
+    for node in section.filter(forcetype=(Tag, Wikilink)):
         if isinstance(node, Wikilink):
-            if _NAMESPACES.match(str(node.title)) or _OTHER_LANGUAGE.match(str(node.title)):
-                _remove(section, node)
+            other = node.text is None and _OTHER_LANGUAGE.match(str(node.title))
+            if other or _NAMESPACES.match(str(node.title)):
+                _replace(section, node)
         elif isinstance(node, Tag):
             tag = str(node.tag).strip().lower()
             if tag in _NO_TEXT or tag == "br":
-                _remove(section, node, " " if tag == "br" else "")
+                _replace(section, node, " " if tag == "br" else "")
     paragraphs = (_cleaned(line) for line in section.strip_code(normalize=True, collapse=True).splitlines())
     return [paragraph for paragraph in paragraphs if paragraph]
 
 
 def _words(template: Any) -> str:
     """What a template stands for in a sentence, if it is one of those that do."""
+    name = str(template.name).strip().lower()
     values = [str(value.value).strip() for value in template.params if not value.showkey]
-    return " ".join(values[_WORDS.get(str(template.name).strip().lower(), slice(0))])
+    if name in ("convert", "cvt") and (len(values) < 2 or values[1] in _RANGES or any(map(str.isdigit, values[2:]))):
+        # Ranges and sums of units have forms of their own: better nothing than half of one.
+        return ""
+    return " ".join(values[_WORDS.get(name, slice(0))])
 
 
-def _remove(section: Any, node: Any, words: str = "") -> None:
+def _replace(section: Any, node: Any, words: str = "") -> None:
     # What lay in another node went with it.
     with suppress(ValueError):
         section.replace(node, words)

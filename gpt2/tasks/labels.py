@@ -8,13 +8,13 @@ import numpy as np
 import numpy.typing as npt
 
 from gpt2.errors import BadOption
-from gpt2.generation.options import GenerationOptions
 
 if TYPE_CHECKING:
+    from gpt2.generation.options import GenerationOptions
     from gpt2.tokenizer import Tokenizer
 
 
-def held_to(labels: Sequence[str], options: GenerationOptions, tokenizer: "Tokenizer") -> GenerationOptions:
+def held_to(labels: Sequence[str], options: "GenerationOptions", tokenizer: "Tokenizer") -> "GenerationOptions":
     """The options, under which only a label is written; as they are where there are none. Raises BadOption."""
     if not labels:
         return options

@@ -154,7 +154,8 @@ class _Run:
         loss, validation = last_losses(metrics)
         step, lost = self.first_step, None
         if self.tokens is None:
-            self.tokens = step * tokens
+            counted = [line["tokens"] for line in metrics if "tokens" in line and line["step"] <= step]
+            self.tokens = counted[-1] if counted else step * tokens
         # Of these weights: a kill may have come between a checkpoint and its evaluation.
         done = sum(line["step"] == step and "validation_loss" in line for line in metrics)
         was_stale = self._is_stale(step) and done >= len(self.validation.due(step, False))

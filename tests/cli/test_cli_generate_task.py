@@ -121,6 +121,11 @@ def test_a_table_of_questions_alone_is_answered_from_memory(run, tmp_path):
     found = run("--task", "answer", "--file", tmp_path / "nq.jsonl", "--max-tokens", "3", "--json").json
     assert [each["prompt"].rpartition("\n")[0].rpartition("\n")[2] for each in found] == ["Q: who came?", "Q: why?"]
     assert "A: Au\n" in found[0]["prompt"]
+    # A text in any of the rows is one to ask about.
+    (tmp_path / "nq.jsonl").write_text('{"question": "who came"}\n{"question": "why", "text": "It rained."}\n')
+    answer = run("--task", "answer", "--file", tmp_path / "nq.jsonl", "--max-tokens", "3", "--json")
+    assert answer.json["prompt"] == "It rained.\nQ: why?\nA:"
+    assert "line 1 (no column 'text'" in answer.err
 
 
 def test_a_row_without_text_does_not_stop_the_others(run, tmp_path):
@@ -199,7 +204,7 @@ def test_a_fine_tuned_checkpoint_is_asked_by_its_own_template(gpt2, tmp_path):
         (["--task", "summarise", "x", "--field", "y"], "--field names a column"),
         (["--task", "summarise", "--file", "no/such.txt"], "no/such.txt: No such file"),
         (["--task", "summarise", "--file", "no/such.jsonl"], "no/such.jsonl"),
-        (["--task", "summarise", "--file", "/"], "/ is a folder; give its files"),
+        (["--task", "summarise", "--file", "."], ". is a folder; give its files"),
         (["--task", "translate", "x", "--to", "de"], "Invalid value for '--to': 'de' is not one of 'fr', 'en'."),
         (["--task", "summarise", "x", "--temperature", "-1"], "temperature is -1"),
         (["--file", "y", "x"], "--file is for --task."),

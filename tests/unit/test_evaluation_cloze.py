@@ -212,6 +212,8 @@ def test_book_questions_need_no_blank_line_between_them_and_may_end_in_a_bar():
     close = "\n".join(line + "|" * ("\t" in line) for line in BOOK.split("\n") if line)
     assert cloze.books(Found(SOURCES["cbt-cn"], "x", "x.txt", close.encode())) == found
     with pytest.raises(BadData, match="question 1: its last line has no answer"):
+        cloze.books(Found(SOURCES["cbt-cn"], "x", "x.txt", close.replace("\tcat\t\tdog|cat|sea", "").encode()))
+    with pytest.raises(BadData, match="question 1: its last line has no answer"):
         cloze.books(Found(SOURCES["cbt-cn"], "x", "x.txt", BOOK.replace("\tcat\t\tdog|cat|sea", "").encode()))
     with pytest.raises(BadData, match="question 2: the answer 'cow' is no candidate"):
         cloze.books(Found(SOURCES["cbt-cn"], "x", "x.txt", BOOK.replace("sat .\tcat", "sat .\tcow").encode()))

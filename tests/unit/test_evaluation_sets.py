@@ -92,8 +92,33 @@ def test_all_shards_of_a_set_are_read(tmp_path):
         parquet.write_table(table, folder / f"validation-{number:05}-of-00002.parquet")
     assert Sets(tmp_path).get(SOURCES["nq-open"]).column("question") == ["q0", "q1"]
     (folder / "validation-00001-of-00002.parquet").unlink()
-    with pytest.raises(Unavailable, match=r"validation-00001-of-00002.parquet is missing: 1 of the 2 shards"):
+    with pytest.raises(Unavailable, match=r"is one of 2 shards, and 1 of them are missing: number 1"):
         Sets(tmp_path).get(SOURCES["nq-open"])
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("nq_open/VALIDATION-00000-OF-00002.JSONL", "nq_open/VALIDATION-00001-OF-00002.JSONL"),
+        ("nq_open/validation-00000-of-00002-0123456789abcdef.jsonl", "nq_open/validation-00001-of-00002-00aa.jsonl"),
+        ("nq_open/validation-00000-of-00000.jsonl",),
+    ],
+)
+def test_shards_by_other_names(tmp_path, names):
+    (tmp_path / "nq_open").mkdir()
+    names = [name.replace("-00aa", "-fedcba9876543210") for name in names]
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        for name in names:
+            archive.writestr(name, json.dumps({"question": name}) + "\n")
+    assert Sets(tmp_path).get(SOURCES["nq-open"]).column("question") == names
+
+
+def test_numbered_shards_of_the_hubs_conversions_are_read_together(tmp_path):
+    folder = tmp_path / "penn_treebank/test"
+    folder.mkdir(parents=True)
+    for number in (1, 0):
+        parquet.write_table(pyarrow.table({"sentence": [f"s{number}"]}), folder / f"{number:04}.parquet")
+    assert Sets(tmp_path).get(SOURCES["ptb"]).column("sentence") == ["s0", "s1"]
 
 
 def test_a_file_that_cannot_be_read_is_its_sets_trouble_alone(tmp_path):
@@ -102,7 +127,7 @@ def test_a_file_that_cannot_be_read_is_its_sets_trouble_alone(tmp_path):
     sets = Sets(tmp_path)
     with pytest.raises(BadData, match=r"ptb.test.txt cannot be read: No such file"):
         sets.get(SOURCES["ptb"])
-    with pytest.raises(Unavailable, match=r"enwik8.zip there is damaged"):
+    with pytest.raises(Unavailable, match=r"\(1 of its .zip files cannot be read, such as enwik8.zip\): put"):
         sets.get(SOURCES["enwik8"])
 
 

@@ -61,6 +61,8 @@ def test_an_article_of_wikitext():
         ("It is {{convert|10|km|mi}} and '''{{lang|fr|Bonjour}}''', {{nowrap|3 m}}.", "It is 10 km and Bonjour, 3 m."),
         ("{{Infobox|x={{lang|fr|No}}}}Text {{citation needed}} here.", "Text here."),
         ("__NOTOC__Text.\n[[fr:Bourg]]\n[[zh-min-nan:X]]", "Text."),
+        ("It is {{convert|10|to|20|km|mi}} or {{convert|5|ft|11|in|m}} long.", "It is or long."),
+        ("See [[doi:10.1|the paper]].[[simple:Cat]]", "See the paper."),
         ("[[Category:Cats]][[Cat]] and [[War: a history|war]].", "Cat and war."),
     ],
 )
@@ -77,13 +79,14 @@ def test_a_dump_gives_its_articles_and_no_redirects_or_talk(tmp_path, packed):
         ("Talk:Cat", 1, "", "No!"),
         ("Cats", 0, '<redirect title="Cat" />', "#REDIRECT [[Cat]]"),
         ("Hound", 0, "", " #REDIRECT [[Dog]]"),
-        ("Dog", 0, "", "A dog."),
+        ("Hund", 0, "", "#पुनर्प्रेषित [[Dog]] {{R}}"),
+        ("Dog", 0, "", "#One [[dog]] of many."),
     ).encode()
     path = tmp_path / ("d.xml.bz2" if packed else "d.xml")
     path.write_bytes(bz2.compress(text) if packed else text)
     assert [(a.title, a.lead, a.body) for a in read_dump(path)] == [
         ("Cat", "A cat.", "Life\nIt sleeps."),
-        ("Dog", "A dog.", ""),
+        ("Dog", "One dog of many.", ""),
     ]
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(BadData, match=r"d\.xml"):

@@ -211,6 +211,11 @@ def test_a_run_of_an_earlier_version_goes_on(text, tmp_path):
     assert resume(old, Recorder(), changes={"steps": 6, "trackers": "none"}).step == 6
     last = "checkpoints/step-000006/model.safetensors"
     assert (old / last).read_bytes() == (whole / last).read_bytes()
+    read = [
+        [line.get("tokens") for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())]
+        for run in (old, whole)
+    ]
+    assert [each for each in read[0] if each] == [each for each in read[1] if each]
 
 
 @pytest.mark.parametrize(
