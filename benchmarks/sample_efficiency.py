@@ -38,7 +38,12 @@ from gpt2.training.options import TrainingOptions, read_recipe
 TEMPLATE = "{text}\nTL;DR: {title}"
 SHARES = (0.01, 0.1, 1.0)
 STARTS = ("pretrained", "random")
-METRICS = ("rouge1", "rouge2", "rougeL", "target_loss")
+METRICS = {
+    "target_loss": "loss, nats a title's token",
+    "rouge1": "ROUGE-1, F1 %",
+    "rouge2": "ROUGE-2, F1 %",
+    "rougeL": "ROUGE-L, F1 %",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,9 +184,9 @@ def draw(rows: Sequence[dict[str, Any]], training: int, path: Path) -> None:
     """Every score against the number of pairs: means of the seeds, and lines from the lowest to the highest."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 3.2), layout="constrained")
-    for axes, metric in zip(figure.subplots(1, len(METRICS)), METRICS, strict=True):
-        for start in STARTS:
+    figure = Figure(figsize=(13, 3.4), layout="constrained")
+    for axes, (metric, title) in zip(figure.subplots(1, len(METRICS)), METRICS.items(), strict=True):
+        for start, colour in zip(STARTS, ("tab:blue", "tab:orange"), strict=True):
             points = []
             for share in SHARES:
                 values = [row[metric] for row in rows if (row["start"], row["share"]) == (start, share)]
@@ -189,10 +194,17 @@ def draw(rows: Sequence[dict[str, Any]], training: int, path: Path) -> None:
                     points.append((share * training, statistics.mean(values), min(values), max(values)))
             if points:
                 sizes, means, lows, highs = zip(*points, strict=True)
-                axes.plot(sizes, means, marker="o", label=start)
-                axes.vlines(sizes, lows, highs)
-        axes.set(xscale="log", xlabel="pairs", title="nats a target token" if metric == "target_loss" else metric)
-    axes.legend()
+                axes.plot(sizes, means, marker="o", color=colour, label=f"{start} start")
+                axes.vlines(sizes, lows, highs, color=colour)
+        axes.set(xscale="log", xlabel="pairs learnt from", title=title)
+        sizes = [share * training for share in SHARES]
+        axes.set_xticks(sizes, [f"{size:,.0f}" for size in sizes])
+        axes.minorticks_off()
+        axes.set_ylim(bottom=0)
+        axes.grid(axis="y", alpha=0.3)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    figure.axes[0].legend(frameon=False, loc="lower left")
     figure.savefig(path, dpi=120)
 
 
