@@ -60,7 +60,7 @@ FULL = Scale(
     0,
     (1, 2, 3),
     200,
-    # A document's first page tells its title; so short, eighteen runs are to fit into an hour or two of two cores.
+    # A document's first page tells its title; so short, eighteen runs took two hours of two busy cores.
     {"context": 256, "steps": 800, "batch_size": 16, "eval_every": 25, "patience": 4, "learning_rate": 3e-4},
 )
 QUICK = Scale(
