@@ -127,18 +127,19 @@ def _show(model: "LanguageModel", found: "Sequence[Result]", control: bool) -> N
             if key not in numbers:
                 numbers[key] = len(numbers) + 1
                 made.append((numbers[key], cell))
-            paper = PAPER[cell.paper] if cell.paper else {}
+            published = PAPER[cell.paper] if cell.paper else {}
+            paper, star = published.get(size, published.get(LARGEST)), "" if size in published else "*"
+            starred |= bool(paper and star)
             harness, random = result.harness_of(cell), result.control_of(cell)
             values = (
                 _number(cell.value),
                 "" if cell.interval is None else f"{_number(cell.interval[0])} to {_number(cell.interval[1])}",
                 "" if random is None else _number(random.value),
-                f"{paper[size]:g}" if size in paper else f"{paper[LARGEST]:g}*" if LARGEST in paper else "",
+                "" if paper is None else f"{paper:g}{star}",
                 "same" if cell.harness else "" if harness is None else _number(harness.value),
                 f"{cell.items:,}",
                 str(numbers[key]),
             )
-            starred |= LARGEST in paper and size not in paper
             line = [value for head, value in zip(heads, values, strict=True) if head in shown]
             table.add_row(Padding(f"{escape(cell.metric)}, {escape(cell.reading)}", (0, 0, 0, 2)), *line)
         if not result.scored:

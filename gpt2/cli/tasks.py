@@ -117,7 +117,7 @@ class Request:
             raise BadData(what + hint) from None
         note = problems.check()
         if not found:
-            lacks = hint if note and f"no column {way.text!r}" in note else ""
+            lacks = hint if way.text in problems.lacking else ""
             raise BadPrompt(f"{file} has no row that can be used" + (f"; {note}." if note else ".") + lacks)
         if note:
             warnings.warn(note, Notice, stacklevel=2)

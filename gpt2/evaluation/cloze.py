@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _BLANK = "XXXXX"
+# Sentences, the last one, the answer, the candidates.
+_Raw = tuple[list[str], str, str, tuple[str, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,31 +51,7 @@ def books(found: Found) -> list[tuple[list[str], str, tuple[str, ...], int]]:
     Reads the published file (numbered lines; the last has tabs) and the hub's table. Raises BadData, naming the
     question, for what is neither.
     """
-    raw: list[tuple[list[str], str, str, tuple[str, ...]]]
-    if found.is_table:
-        raw = _records(
-            found, lambda each: (list(each["sentences"]), each["question"], each["answer"], tuple(each["options"]))
-        )
-    else:
-        raw = []
-        lines: list[str] = []
-        for line in found.text().split("\n"):
-            if not line.strip():
-                if lines:
-                    break
-                continue
-            number, _, text = line.partition(" ")
-            if lines and number == "1":
-                break
-            parts = text.split("\t")
-            if len(parts) < 3:
-                lines.append(text)
-                continue
-            # The line with the answer and the candidates ends a question, whether a blank one follows or not.
-            raw.append((lines, parts[0], parts[1], tuple(parts[-1].split("|"))))
-            lines = []
-        if lines or not raw:
-            raise BadData(f"{found.where}, question {len(raw) + 1}: its last line has no answer and candidates.")
+    raw = _records(found, _of_record) if found.is_table else list(_published(found))
     questions = []
     for place, (sentences, sentence, answer, options) in enumerate(raw, 1):
         candidates = tuple(filter(None, options))
@@ -83,6 +61,30 @@ def books(found: Found) -> list[tuple[list[str], str, tuple[str, ...], int]]:
             raise BadData(f"{found.where}, question {place}: the answer {answer!r} is no candidate.")
         questions.append((sentences, sentence, candidates, candidates.index(answer)))
     return questions
+
+
+def _of_record(record: Mapping[str, Any]) -> _Raw:
+    return list(record["sentences"]), record["question"], record["answer"], tuple(record["options"])
+
+
+def _published(found: Found) -> Iterator[_Raw]:
+    """The questions of the published file, whose last line, with the answer and the candidates, ends each."""
+    lines: list[str] = []
+    count = 0
+    for line in found.text().split("\n"):
+        number, _, text = line.partition(" ")
+        if lines and (number == "1" or not line.strip()):
+            break
+        if not line.strip():
+            continue
+        parts = text.split("\t")
+        if len(parts) < 3:
+            lines.append(text)
+            continue
+        yield lines, parts[0], parts[1], tuple(parts[-1].split("|"))
+        lines, count = [], count + 1
+    if lines or not count:
+        raise BadData(f"{found.where}, question {count + 1}: its last line has no answer and candidates.")
 
 
 def _records(found: Found, read: Callable[[Mapping[str, Any]], T]) -> list[T]:

@@ -9,6 +9,7 @@ and divided by the number of units of the text as it was *published*: words and 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
@@ -197,7 +198,8 @@ def _row(metric: str, column: str, *readings: Reading) -> Callable[[Job], Iterat
             try:
                 found = job.read(source)
                 cell = measured(job, job.sets.made(name, passage, found), metric, name, held, harness)
-                yield replace(cell, protocol=cell.protocol + unlike_published(found, source))
+                unlike = job.sets.made("unlike", partial(unlike_published, name=source), found)
+                yield replace(cell, protocol=cell.protocol + unlike)
             except (Unavailable, BadData) as error:
                 yield Missing(name, str(error))
 

@@ -7,6 +7,7 @@ This file knows nothing of templates.
 
 import csv
 import io
+import itertools
 import json
 import re
 from collections import Counter
@@ -35,13 +36,14 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(:[\w.-]*){0,2}")
 
 @dataclass(slots=True)
 class Problems:
-    """Rows that cannot be used, by file. most: how many are described."""
+    """Rows that cannot be used, by file. lacking: the columns that some of them lack."""
 
     skip: bool
     count: int = 0
     rows: int = 0
     said: dict[str, list[str]] = field(default_factory=dict)
     last: tuple[str, int] | None = None
+    lacking: set[str] = field(default_factory=set)
 
     def add(self, source: str, line: int, what: str, unit: str = "line") -> None:
         """Counts a row that cannot be used."""
@@ -121,6 +123,7 @@ def read_rows(places: Sequence[str], columns: Sequence[str], problems: Problems)
             missing = [name for name in columns if name not in record]
             if missing:
                 lacking.update(missing)
+                problems.lacking.update(missing)
                 there = _listed(record)
                 problems.add(source, number, f"no column {missing[0]!r}, there are {_listed(record)}", unit)
                 continue
@@ -137,8 +140,11 @@ def read_rows(places: Sequence[str], columns: Sequence[str], problems: Problems)
 
 def columns_of(file: Path) -> list[str]:
     """The columns of a table, of JSON lines those of any object; none where there is no row. Raises as above."""
-    records = (record for _, record in _READERS[kind_of(file)](file, ()) if not isinstance(record, str))
-    return list(dict.fromkeys(name for record in records for name in record))
+    kind = kind_of(file)
+    records = (record for _, record in _READERS[kind](file, ()) if not isinstance(record, str))
+    # Of all other kinds each row has the same.
+    looked_at = itertools.islice(records, None if kind == ".jsonl" else 1)
+    return list(dict.fromkeys(name for record in looked_at for name in record))
 
 
 def _kind(value: Any) -> str:

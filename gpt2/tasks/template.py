@@ -86,11 +86,11 @@ class Template:
 
     def is_empty(self, values: Mapping[str, str]) -> bool:
         """Whether nothing but white space stands in the target's fields."""
-        return not any(values[piece.name].strip() for piece in self._target if isinstance(piece, Field))
+        return _is_blank(self._target, values)
 
     def has_no_prompt(self, values: Mapping[str, str]) -> bool:
         """Whether the prompt has fields, and nothing but white space stands in them."""
-        return bool(self.prompt_fields) and not any(values[name].strip() for name in self.prompt_fields)
+        return _is_blank(self._prompt, values)
 
     def prompt_ids(self, values: Mapping[str, str], tokenizer: "Tokenizer", room: int) -> tuple[list[int], bool]:
         """The prompt's ids, at most `room`, and whether something was cut for that.
@@ -172,6 +172,12 @@ def _parsed(text: str) -> tuple[str | Field, ...]:
             words = ""
     words += text[end:]
     return (*pieces, *([words] if words else []))
+
+
+def _is_blank(pieces: Sequence[str | Field], values: Mapping[str, str]) -> bool:
+    """Whether there are fields, and nothing but white space stands in them."""
+    texts = [values[piece.name] for piece in pieces if isinstance(piece, Field)]
+    return bool(texts) and not any(map(str.strip, texts))
 
 
 def _written(pieces: Sequence[str | Field]) -> str:
